@@ -1,0 +1,47 @@
+// Causal attention with grouped queries over sequences of different lengths.
+#pragma once
+
+#include <cstdint>
+
+#include "base/backend.h"
+
+namespace qcore::kernels {
+
+// For one sequence: n_queries new positions, the last of n_keys. Query i (0-based) sits at position
+// n_keys - n_queries + i and sees keys j <= its position, and, with window > 0, only j > position -
+// window.
+//
+//   q    (n_queries, n_heads · head_dim)     float32
+//   k,v  (n_keys, n_kv_heads · head_dim)     float32
+//   out  (n_queries, n_heads · head_dim)     float32, overwritten
+//
+// scores = q · k · scale; softcap > 0: softcap · tanh(scores / softcap). Softmax in float32 with
+// the maximum taken off.
+struct AttentionSequence {
+  const float* q = nullptr;
+  const float* k = nullptr;
+  const float* v = nullptr;
+  float* out = nullptr;
+  int64_t n_queries = 0;
+  int64_t n_keys = 0;
+};
+
+struct AttentionArgs {
+  const AttentionSequence* sequences = nullptr;
+  int64_t n_sequences = 0;
+  int64_t n_heads = 0;
+  int64_t n_kv_heads = 0;  // divides n_heads
+  int64_t head_dim = 0;
+  int64_t q_stride = 0;  // elements between positions; the same for all sequences
+  int64_t kv_stride = 0;
+  int64_t out_stride = 0;
+  float scale = 1.0f;
+  float softcap = 0.0f;  // 0: none
+  int64_t window = 0;    // 0: none
+};
+
+// A sequence's result depends on nothing but that sequence: not on threads, not on its neighbours.
+void attention(const AttentionArgs& args, Backend backend);
+Backend attention_backend(Backend wanted);
+
+}  // namespace qcore::kernels

@@ -1,0 +1,64 @@
+// The small operations between the matrix products of a block: norm, rotary embedding, gated
+// activation.
+#pragma once
+
+#include <cstdint>
+
+#include "base/backend.h"
+
+namespace qcore::kernels {
+
+// out = weight · x / sqrt(mean(x²) + eps), row by row (Zhang and Sennrich 2019, arXiv 1910.07467,
+// eq. 4), float32; mean of squares in float64. weight (columns,) already holds 1 + w for the
+// architectures that store w. out may be x.
+struct RmsNormArgs {
+  const float* x = nullptr;
+  int64_t x_stride = 0;
+  const float* weight = nullptr;
+  float eps = 0.0f;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+  int64_t rows = 0;
+  int64_t columns = 0;
+};
+void rms_norm(const RmsNormArgs& args, Backend backend);
+
+// Rotates, in place, the first 2 · n_frequencies entries of each head by halves (i, i +
+// n_frequencies) (Su et al. 2021, arXiv 2104.09864, in the "rotate half" arrangement of Hugging
+// Face checkpoints).
+//
+//   x          (rows, n_heads · head_dim)   float32, rows strided
+//   cos, sin   (n_positions, n_frequencies) float32, already times the attention factor
+//   positions  (rows,)                      row of cos and sin for each row of x
+struct RotaryArgs {
+  float* x = nullptr;
+  int64_t x_stride = 0;
+  int64_t rows = 0;
+  int64_t n_heads = 0;
+  int64_t head_dim = 0;
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+  int64_t n_frequencies = 0;
+  const int64_t* positions = nullptr;
+};
+void rotary(const RotaryArgs& args, Backend backend);
+
+enum class Activation : int { kSilu = 0, kGeluTanh = 1, kGelu = 2 };
+
+// out = activation(gate) · up, element by element, float32. out may be gate.
+struct GatedActivationArgs {
+  const float* gate = nullptr;
+  int64_t gate_stride = 0;
+  const float* up = nullptr;
+  int64_t up_stride = 0;
+  float* out = nullptr;
+  int64_t out_stride = 0;
+  int64_t rows = 0;
+  int64_t columns = 0;
+  Activation activation = Activation::kSilu;
+};
+void gated_activation(const GatedActivationArgs& args, Backend backend);
+
+Backend elementwise_backend(Backend wanted);
+
+}  // namespace qcore::kernels

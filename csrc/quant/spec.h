@@ -1,0 +1,24 @@
+// How one weight is quantized, as plain data.
+#pragma once
+
+#include <cstdint>
+
+#include "base/half.h"
+
+namespace qcore {
+
+struct QuantSpec {
+  int bits = 4;  // 2, 3, 4 or 8
+  int64_t group_size =
+      128;  // consecutive input channels that share one scale and zero; divides in_features
+  bool symmetric = false;     // zeros fixed at 2^(bits-1)
+  bool signed_scales = true;  // symmetric only: a group may take a negative scale, so that its
+                              // largest magnitude falls on code 0
+  Dtype scale_dtype =
+      Dtype::kFloat16;  // what the file stores; codes are chosen with the stored value
+
+  int max_code() const { return (1 << bits) - 1; }
+  int mid_code() const { return 1 << (bits - 1); }
+};
+
+}  // namespace qcore

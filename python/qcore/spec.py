@@ -1,0 +1,113 @@
+"""What one linear layer is quantized to, and the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from qcore.errors import RecipeError
+
+Float32Array: TypeAlias = npt.NDArray[np.float32]
+UInt8Array: TypeAlias = npt.NDArray[np.uint8]
+Array: TypeAlias = npt.NDArray[Any]
+ScaleDtype: TypeAlias = Literal["float16", "bfloat16", "float32"]
+
+BITS = (2, 3, 4, 8)
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """The grid of one layer.
+
+    Attributes:
+        bits: code width: 2, 3, 4 or 8.
+        group_size: consecutive input channels that share one scale and zero; -1 means the whole row.
+        symmetric: zeros fixed at 2^(bits-1).
+        signed_scales: symmetric only: a group's scale may be negative, so that its largest magnitude falls on code 0.
+        scale_dtype: how the file stores scales; codes are chosen with the stored value.
+    """
+
+    bits: int = 4
+    group_size: int = 128
+    symmetric: bool = False
+    signed_scales: bool = True
+    scale_dtype: ScaleDtype = "float16"
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise RecipeError(
+                f"bits is {self.bits!r}.", found=self.bits, needed=BITS, remedy="Use 2, 3, 4 or 8."
+            )
+        if self.group_size != -1 and self.group_size < 1:
+            raise RecipeError(
+                f"group_size is {self.group_size!r}.",
+                found=self.group_size,
+                remedy="Use a positive size, or -1 for rows.",
+            )
+
+    def resolved_group_size(self, in_features: int) -> int:
+        """The positive group size for a layer of this width.
+
+        Raises:
+            RecipeError: GROUP_INDIVISIBLE when the group size does not divide `in_features`.
+        """
+        size = in_features if self.group_size == -1 else self.group_size
+        if in_features % size:
+            legal = [g for g in (32, 64, 128, 256) if in_features % g == 0]
+            raise RecipeError(
+                f"in_features is {in_features} and group_size {size} does not divide it.",
+                code="GROUP_INDIVISIBLE",
+                found=size,
+                needed=legal,
+                remedy=f"Use one of {legal + [-1]} (-1: whole row), or pad the weight.",
+            )
+        return size
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedLinear:
+    """One quantized layer: weight ≈ scales · (codes - zeros), group by group.
+
+    Attributes:
+        codes: (out_features, in_features) uint8, each below 2^bits.
+        scales: (out_features, n_groups) float32, each representable in `spec.scale_dtype`.
+        zeros: (out_features, n_groups) uint8, the code that stands for 0.0.
+        spec: the grid.
+        loss: tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), or None when no data was used.
+    """
+
+    codes: UInt8Array
+    scales: Float32Array
+    zeros: UInt8Array
+    spec: QuantSpec
+    loss: float | None = None
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the weight."""
+        return int(self.codes.shape[0])
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the weight."""
+        return int(self.codes.shape[1])
+
+    @property
+    def group_size(self) -> int:
+        """Positive group size."""
+        return (
+            self.in_features // int(self.scales.shape[1])
+            if self.scales.shape[1]
+            else self.in_features
+        )
+
+    def __repr__(self) -> str:
+        kind = "symmetric" if self.spec.symmetric else "asymmetric"
+        loss = "" if self.loss is None else f", loss {self.loss:.3g}"
+        return (
+            f"QuantizedLinear({self.out_features} x {self.in_features}, {self.spec.bits} bits, "
+            f"group {self.group_size}, {kind}{loss})"
+        )
