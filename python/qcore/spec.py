@@ -62,7 +62,7 @@ class QuantSpec:
                 code="GROUP_INDIVISIBLE",
                 found=size,
                 needed=legal,
-                remedy=f"Use one of {legal + [-1]} (-1: whole row), or pad the weight.",
+                remedy=f"Use one of {[*legal, -1]} (-1: whole row), or pad the weight.",
             )
         return size
 
