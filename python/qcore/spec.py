@@ -24,9 +24,11 @@ class QuantSpec:
 
     Attributes:
         bits: code width: 2, 3, 4 or 8.
-        group_size: consecutive input channels that share one scale and zero; -1 means the whole row.
+        group_size: consecutive input channels that share one scale and zero; -1 means the whole
+            row.
         symmetric: zeros fixed at 2^(bits-1).
-        signed_scales: symmetric only: a group's scale may be negative, so that its largest magnitude falls on code 0.
+        signed_scales: symmetric only: a group's scale may be negative, so that its largest
+            magnitude falls on code 0.
         scale_dtype: how the file stores scales; codes are chosen with the stored value.
     """
 

@@ -1,0 +1,140 @@
+"""Moving AWQ's channel scales into the operation before: y = Lin(prev(x)) stays the same, the
+weights get easier to round.
+
+prev's output channel j is divided by c_j, column j of every consumer is multiplied by c_j
+(docs/algorithms/awq.md). A fold is
+skipped when one of its layers is kept unquantized: its 16-bit storage would round, and the model
+    would change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qcore import _core
+from qcore.checkpoint.architectures import BlockPlan, Fold, LinearPlan, NormPlan
+from qcore.spec import Array, Float32Array, QuantSpec
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+@dataclass
+class BlockWeights:
+    """The tensors of one block while scales are folded: all float32 copies, keyed by layer or
+    tensor name.
+
+    Attributes:
+        weights: layer name -> (out_features, in_features).
+        vectors: full tensor name -> norm weight or bias, as stored.
+        changed: names in `vectors` that a fold has changed and the artifact must carry.
+        scales: tap -> channel_scales that were folded into the consumers of that tap.
+        report: one entry per fold, for the record.
+    """
+
+    weights: dict[str, Float32Array]
+    vectors: dict[str, Array]
+    changed: set[str] = field(default_factory=set)
+    scales: dict[str, Float32Array] = field(default_factory=dict)
+    report: list[dict[str, Any]] = field(default_factory=list)
+
+
+def fold_block(
+    plan: BlockPlan,
+    block: BlockWeights,
+    hessians: Mapping[str, _core.Hessian],
+    specs: Mapping[str, QuantSpec],
+) -> None:
+    """Searches and folds the channel scales of every fold of the block, in the table's order."""
+    for fold in plan.folds:
+        members = [
+            *fold.consumers,
+            *([fold.previous] if isinstance(fold.previous, LinearPlan) else []),
+        ]
+        loose = [linear.name for linear in members if linear.name not in specs]
+        entry: dict[str, Any] = {
+            "previous": fold.previous.name,
+            "consumers": [c.name for c in fold.consumers],
+        }
+        block.report.append(entry)
+        if loose:
+            entry["skipped"] = f"kept in full precision: {', '.join(loose)}"
+            continue
+        tap = fold.consumers[0].tap
+        spec = specs[fold.consumers[0].name]
+        statistics = hessians[tap]
+        found = _core.search_awq_scales(
+            [block.weights[c.name] for c in fold.consumers],
+            statistics.hessian(),
+            statistics.abs_mean,
+            None if fold.tie is None else np.asarray(fold.tie, np.int64),
+            **grid_arguments(spec, fold.consumers[0].in_features),
+        )
+        entry["ratio"], entry["loss"], entry["identity_loss"] = (
+            found["ratio"],
+            found["loss"],
+            found["identity_loss"],
+        )
+        if found["ratio"] == 0.0:
+            continue
+        scales = divide_previous(fold, found["channel_scales"], block)
+        for consumer in fold.consumers:
+            block.weights[consumer.name] = block.weights[consumer.name] * scales
+        block.scales[tap] = scales
+
+
+def divide_previous(fold: Fold, scales: Float32Array, block: BlockWeights) -> Float32Array:
+    """Divides the output channels of the operation before; returns the scales that this really
+    applied.
+    """
+    if isinstance(fold.previous, NormPlan):
+        return _divide_norm(fold.previous, scales, block)
+    linear = fold.previous
+    rows = fold.previous_rows or slice(0, linear.out_features)
+    per_row = scales
+    if (
+        fold.tie is not None
+    ):  # one entry of v feeds several query heads: every channel tied to it has the same scale
+        per_row = np.ones(rows.stop - rows.start, np.float32)
+        per_row[np.asarray(fold.tie)] = scales
+    weight = block.weights[linear.name].copy()
+    weight[rows] /= per_row[:, None]
+    block.weights[linear.name] = weight
+    bias_name = f"{linear.name}.bias"
+    if bias_name in block.vectors:
+        bias = block.vectors[bias_name].astype(np.float32)
+        bias[rows] /= per_row
+        block.vectors[bias_name] = bias.astype(block.vectors[bias_name].dtype)
+        block.changed.add(bias_name)
+    return scales
+
+
+def _divide_norm(norm: NormPlan, scales: Float32Array, block: BlockWeights) -> Float32Array:
+    """w' = round(w / c) in the stored type, then c is taken back from w', so that the fold is exact
+    in float32.
+    """
+    stored = block.vectors[norm.name]
+    shift = np.float32(1.0 if norm.plus_one else 0.0)
+    gain = stored.astype(np.float32) + shift
+    folded = (gain / scales - shift).astype(stored.dtype)
+    new_gain = folded.astype(np.float32) + shift
+    usable = (gain != 0) & (new_gain != 0)
+    block.vectors[norm.name] = np.where(usable, folded, stored)
+    block.changed.add(norm.name)
+    ratio: npt.NDArray[np.float32] = np.divide(gain, new_gain, out=np.ones_like(gain), where=usable)
+    return ratio
+
+
+def grid_arguments(spec: QuantSpec, in_features: int) -> dict[str, Any]:
+    """The fields of a spec as the compiled solvers take them."""
+    return {
+        "bits": spec.bits,
+        "group_size": spec.resolved_group_size(in_features),
+        "symmetric": spec.symmetric,
+        "signed_scales": spec.signed_scales,
+        "scale_dtype": spec.scale_dtype,
+    }

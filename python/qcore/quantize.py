@@ -1,0 +1,339 @@
+"""The main job: a checkpoint in, a verified artifact out, block by block.
+
+run with taps -> statistics -> choose codes -> replace -> run again, so that the next block sees
+what it will really be given.
+In memory: the weights of one block, the statistics of its inputs, and the hidden states of the
+    samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qcore.assignment import SMALLEST_SAFE_BITS, Assignment, assign
+from qcore.calibrate import Stream, advance, collect, open_stream, sufficiency
+from qcore.errors import ArgumentError, CalibrationError, NumericalError, RecipeError
+from qcore.formats import ArtifactWriter, Format, choose_format
+from qcore.model import Artifact, Model, open_model
+from qcore.progress import Progress, reporter
+from qcore.recipe import Recipe, warn
+from qcore.record import RunClock, artifact_record
+from qcore.solve_block import SolvedBlock, solve_block
+from qcore.spec import Array
+
+if TYPE_CHECKING:
+    from qcore.data.calibration import Calibration
+
+# Under this many effective tokens per input channel a Hessian is noisy (calibration page, section
+# 8).
+ENOUGH_TOKENS_PER_FEATURE = 4.0
+
+
+@dataclass
+class _Job:
+    """All that is settled before the first block runs."""
+
+    model: Model
+    recipe: Recipe
+    assignment: Assignment
+    format: Format
+    calibration: Calibration | None
+    activations: str
+    report: Progress
+
+
+def quantize(
+    model: Model | str | Path,
+    recipe: Recipe | None = None,
+    *,
+    calib: Calibration | str | Path | Iterable[Any] | None = None,
+    out: str | Path,
+    format: str = "auto",
+    overwrite: bool = False,
+    progress: str | Callable[[Mapping[str, Any]], None] = "auto",
+) -> Artifact:
+    """Quantizes a checkpoint and writes an artifact that other runtimes load.
+
+    Args:
+        model: an open Model, or the path of a Hugging Face folder or GGUF file; only read.
+        recipe: what to do; the default recipe when None.
+        calib: a Calibration, or raw data to build one from. Needed by every method but "rtn".
+        out: the artifact's folder; must not exist unless `overwrite`.
+        format: "auto" (awq for 4 bits asymmetric, gptq for symmetric, gptq_v2 otherwise), "gptq",
+            "gptq_v2", "awq", "ct".
+        overwrite: replace an existing artifact, in one step, when the new one is complete and
+            verified.
+        progress: "auto", "bar", "log", "json", "none", or a callable that takes each event.
+
+    Returns:
+        The opened artifact. `artifact.record["fallbacks"]` names layers that fell back to plain
+        rounding.
+
+    Raises:
+        QcoreError: by code; nothing is written then. KeyboardInterrupt leaves nothing either.
+    """
+    clock = RunClock()
+    recipe = recipe or Recipe()
+    opened = model if isinstance(model, Model) else open_model(model)
+    job = _settle(opened, recipe, calib, format, progress)
+    with ArtifactWriter(out, overwrite=overwrite, sources=[opened.path]) as writer:
+        writer.plan(planned_tensors(job))
+        clock.lap("prepare")
+        record = _run(job, writer, clock)
+        for name, content in artifact_files(job).items():
+            writer.add_file(name, content)
+        writer.publish(record, clock.to_dict)
+    job.report(
+        {
+            "event": "done",
+            "out": str(out),
+            "fallbacks": len(record["fallbacks"]),
+            "wall_s": clock.elapsed_s,
+        }
+    )
+    artifact = open_model(out)
+    if not isinstance(artifact, Artifact):
+        raise ArgumentError(f"{out} was written but does not open as an artifact.", code="INTERNAL")
+    return artifact
+
+
+def _settle(
+    model: Model,
+    recipe: Recipe,
+    calib: Calibration | str | Path | Iterable[Any] | None,
+    format: str,
+    progress: str | Callable[[Mapping[str, Any]], None],
+) -> _Job:
+    """Every refusal that needs no work comes from here."""
+    _require_original(model)
+    chosen = choose_format(format, recipe.bits, recipe.symmetric)
+    assignment = assign(recipe, model.plan, chosen.scale_dtype(model.dtype))
+    widths = {linear.name: linear for linear in model.plan.linears}
+    chosen.check(
+        {
+            name: (spec, widths[name].out_features, widths[name].in_features)
+            for name, spec in assignment.specs.items()
+        }
+    )
+    calibration = _calibration(model, recipe, calib)
+    activations = recipe.activations
+    if activations == "auto":
+        activations = "bfloat16" if model.dtype == "bfloat16" else "float32"
+    job = _Job(model, recipe, assignment, chosen, calibration, activations, reporter(progress))
+    _guard_low_bits(job)
+    return job
+
+
+def _require_original(model: Model) -> None:
+    if isinstance(model, Artifact):
+        found = model.quantization
+        raise RecipeError(
+            f"{model.path} is already quantized ({found}).",
+            code="ALREADY_QUANTIZED",
+            where=str(model.path),
+            found=found,
+            remedy=f"Quantize the original{model.base_hint}.",
+        )
+
+
+def _calibration(
+    model: Model, recipe: Recipe, calib: Calibration | str | Path | Iterable[Any] | None
+) -> Calibration | None:
+    from qcore.data.calibration import Calibration
+
+    if not recipe.needs_data:
+        return calib if isinstance(calib, Calibration) else None
+    if calib is None:
+        raise CalibrationError(
+            f"Method {recipe.method!r} needs calibration data.",
+            code="CALIB_MISSING",
+            remedy='Pass --calib FILE with your own conversations, or use method "rtn".',
+        )
+    if isinstance(calib, Calibration):
+        return calib
+    return Calibration.build(
+        calib,
+        model=model,
+        n_samples=recipe.n_samples,
+        max_length=recipe.max_length,
+        seed=recipe.seed,
+    )
+
+
+def _guard_low_bits(job: _Job) -> None:
+    """Fewer than 4 bits need a reason; the refusal shows what rounding would do on the user's own
+    data.
+    """
+    if job.assignment.smallest_bits >= SMALLEST_SAFE_BITS or job.recipe.allow_low_bits:
+        return
+    from qcore.rounding_damage import rounding_damage
+
+    bits = job.assignment.smallest_bits
+    told = ""
+    if job.calibration is not None:
+        damage = {
+            b: rounding_damage(job.model, job.assignment, b, job.calibration)
+            for b in (SMALLEST_SAFE_BITS, bits)
+        }
+        told = " Measured on your data, plain rounding moves the predictions by KL " + " and ".join(
+            f"{kl:.3f} at {b} bits" for b, kl in damage.items()
+        )
+        told += "."
+    raise RecipeError(
+        f"The recipe asks for {bits} bits.{told}",
+        code="LOW_BIT",
+        found=bits,
+        needed=SMALLEST_SAFE_BITS,
+        remedy='Use 4 bits, or say why with --allow-low-bits "REASON".',
+    )
+
+
+def _run(job: _Job, writer: ArtifactWriter, clock: RunClock) -> dict[str, Any]:
+    """The pass over the blocks; returns the record."""
+    plan, recipe = job.model.plan, job.recipe
+    stream: Stream | None = None
+    if job.calibration is not None and recipe.needs_data:
+        stream = open_stream(job.model, job.calibration.sequences, recipe)
+        clock.lap("embed")
+    layers: list[dict[str, Any]] = []
+    folds: list[dict[str, Any]] = []
+    enough: dict[str, float] = {}
+    for block_plan in plan.blocks:
+        solved = _block(job, block_plan.index, stream, enough, clock)
+        _write_block(job, writer, block_plan.index, solved)
+        layers += solved.reports
+        folds += solved.folds
+        clock.lap("write")
+        done = block_plan.index + 1
+        job.report(
+            {
+                "event": "block",
+                "index": done,
+                "of": len(plan.blocks),
+                "loss": max((r["loss"] or 0.0 for r in solved.reports), default=0.0),
+                "damp": max((r.get("damp", 0.0) for r in solved.reports), default=0.0),
+                "eta_s": clock.elapsed_s / done * (len(plan.blocks) - done),
+            }
+        )
+    _write_rest(job, writer)
+    clock.lap("write")
+    return artifact_record(
+        model=job.model,
+        recipe=recipe,
+        assignment=job.assignment,
+        format_name=job.format.name,
+        activations=job.activations,
+        calibration=job.calibration if recipe.needs_data else None,
+        layers=layers,
+        folds=folds,
+        sufficiency=enough,
+        warnings=_thin_warnings(enough),
+    )
+
+
+def _block(
+    job: _Job, index: int, stream: Stream | None, enough: dict[str, float], clock: RunClock
+) -> SolvedBlock:
+    """One block: statistics, codes, and the stream moved behind it."""
+    block = job.model.block(index)
+    specs = {
+        linear.name: job.assignment.specs[linear.name]
+        for linear in block.plan.linears
+        if linear.name in job.assignment.specs
+    }
+    if stream is None:
+        return solve_block(block, specs, job.recipe, None)
+    last = index + 1 == len(job.model.plan.blocks)
+    from_reference = job.recipe.propagate == "reference"
+    hessians = collect(block, stream, job.activations, advance=from_reference and not last)
+    for tap, ratio in sufficiency(hessians).items():
+        enough[tap] = min(ratio, enough.get(tap, np.inf))
+    clock.lap("statistics")
+    solved = solve_block(block, specs, job.recipe, hessians)
+    clock.lap("solve")
+    if not from_reference and not last:
+        advance(block.replaced(solved.layers, solved.vectors), stream, job.activations)
+        clock.lap("propagate")
+    return solved
+
+
+def _thin_warnings(enough: Mapping[str, float]) -> list[dict[str, str]]:
+    thin = {tap: ratio for tap, ratio in enough.items() if ratio < ENOUGH_TOKENS_PER_FEATURE}
+    if not thin:
+        return []
+    told = ", ".join(f"{tap} {ratio:.2g}" for tap, ratio in thin.items())
+    text = (
+        f"Few calibration tokens per input channel ({told}; "
+        f"{ENOUGH_TOKENS_PER_FEATURE:g} is enough). Use more samples."
+    )
+    warn(text, "CALIB_THIN")
+    return [{"code": "CALIB_THIN", "message": text}]
+
+
+def planned_tensors(job: _Job) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Every tensor of the artifact before any exists: name -> (dtype, shape), in the order of the
+    model.
+    """
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, reference in job.model.tensors.items():
+        layer = name.removesuffix(".weight")
+        spec = job.assignment.specs.get(layer) if name.endswith(".weight") else None
+        if spec is None:
+            tensors[name] = (reference.dtype, tuple(reference.shape))
+            continue
+        out_features, in_features = reference.shape
+        for suffix, described in job.format.tensors(out_features, in_features, spec).items():
+            tensors[f"{layer}.{suffix}"] = described
+    return tensors
+
+
+def _write_block(job: _Job, writer: ArtifactWriter, index: int, solved: SolvedBlock) -> None:
+    prefix = job.model.plan.blocks[index].prefix
+    for name, reference in job.model.tensors.items():
+        if not name.startswith(f"{prefix}."):
+            continue
+        layer = name.removesuffix(".weight")
+        if name.endswith(".weight") and layer in solved.layers:
+            for suffix, array in job.format.encode(solved.layers[layer]).items():
+                writer.write(f"{layer}.{suffix}", array)
+        else:
+            writer.write(name, _finite_vector(solved.vectors.get(name, reference.array()), name))
+
+
+def _write_rest(job: _Job, writer: ArtifactWriter) -> None:
+    prefixes = tuple(f"{block.prefix}." for block in job.model.plan.blocks)
+    for name, reference in job.model.tensors.items():
+        if not name.startswith(prefixes):
+            writer.write(name, reference.array())
+
+
+def _finite_vector(array: Array, name: str) -> Array:
+    if array.ndim == 1 and not np.isfinite(array.astype(np.float32)).all():
+        raise NumericalError(
+            f"{name} holds values that are not finite.", code="VALUE_NAN", where=name
+        )
+    return array
+
+
+def artifact_files(job: _Job) -> dict[str, bytes | Path]:
+    """config.json with the runtime's quantization_config, and all that is carried over byte for
+    byte.
+    """
+    configured = job.format.config_files(
+        job.model.checkpoint.config,
+        default=job.assignment.default,
+        exceptions=job.assignment.exceptions,
+        kept=job.assignment.kept,
+        damp_ratio=job.recipe.damp_ratio,
+    )
+    carried = {
+        name: content
+        for name, content in job.model.checkpoint.carry.items()
+        if name not in configured
+    }
+    return {**carried, **configured}

@@ -1,0 +1,284 @@
+"""What to do to a model, as data: method, grid, order, damping, exceptions. Frozen, hashable, saved
+as TOML or JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from qcore.errors import QcoreWarning, RecipeError, escaped
+from qcore.recipe_values import (
+    choice,
+    flag,
+    group_size_value,
+    matcher,
+    number,
+    strings,
+    tables,
+    toml_value,
+    translated,
+    whole,
+)
+from qcore.spec import BITS
+
+METHODS = ("rtn", "gptq", "awq", "awq+gptq")
+ACT_ORDERS = ("group", "none")
+TOKEN_WEIGHTS = ("first-tokens", "none")
+PROPAGATE = ("quantized", "reference")
+ACTIVATIONS = ("auto", "bfloat16", "float32")
+RECIPE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Override:
+    """An exception for the layers that `match` names.
+
+    Attributes:
+        match: glob over layer names ("*.mlp.down_proj"), or "re:" and a regular expression that
+            must match whole.
+        bits, group_size, symmetric: values that differ from the recipe's; None keeps the recipe's.
+        keep: leave these layers unquantized.
+        why: reason, kept in the record.
+    """
+
+    match: str
+    bits: int | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+    keep: bool = False
+    why: str = ""
+
+    def matches(self, name: str) -> bool:
+        """Whether this override names the layer."""
+        return matcher(self.match)(name)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is quantized. The defaults are the measured best without gradients
+    (docs/algorithms/gptq.md).
+
+    Attributes:
+        method: "rtn" (plain rounding, no data), "gptq", "awq" or "awq+gptq".
+        bits: 2, 3, 4 or 8. Below 4 needs `allow_low_bits`.
+        group_size: input channels per scale; -1 the whole row; None the largest of 128, 64, 32 that
+            divides every layer.
+        symmetric: zeros fixed at 2^(bits-1).
+        signed_scales: symmetric only: groups may take a negative scale.
+        act_order: "group" (groups and the columns inside them by decreasing diagonal of H) or
+            "none".
+        damp_ratio: share of the mean diagonal added to the Hessian.
+        token_weights: "first-tokens" counts position 0 of every sample `first_token_weight` times,
+            "none" counts all once.
+        first_token_weight: see above.
+        clip: awq without gptq: search clipped ranges too.
+        propagate: "quantized": a block's statistics come from the quantized blocks before it;
+            "reference": from the original.
+        activations: precision of the activations during the pass: "bfloat16", "float32", or "auto"
+            (the checkpoint's).
+        n_samples, max_length: calibration samples and tokens per sample when raw data is given.
+        seed: of the choice of samples.
+        overrides: exceptions, later ones win.
+        allow_low_bits: the reason why fewer than 4 bits are wanted.
+        allow_fallback: how many layers may fall back to plain rounding before the exit status says
+            so.
+    """
+
+    method: str = "gptq"
+    bits: int = 4
+    group_size: int | None = None
+    symmetric: bool = False
+    signed_scales: bool = True
+    act_order: str = "group"
+    damp_ratio: float = 0.03
+    token_weights: str = "first-tokens"
+    first_token_weight: float = 20.0
+    clip: bool = True
+    propagate: str = "quantized"
+    activations: str = "auto"
+    n_samples: int = 256
+    max_length: int = 2048
+    seed: int = 0
+    overrides: tuple[Override, ...] = ()
+    allow_low_bits: str = ""
+    allow_fallback: int = 0
+
+    def __post_init__(self) -> None:
+        _check_recipe(self)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the method looks at calibration data."""
+        return self.method != "rtn"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Reads a TOML or JSON recipe file.
+
+        Raises:
+            RecipeError: unreadable text, an unknown key (with the nearest name) or a value out of
+                range.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(
+                f"The recipe {path} cannot be read: {error}.", where=str(path)
+            ) from error
+        try:
+            data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+            raise RecipeError(
+                f"The recipe is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}.",
+                where=str(path),
+                remedy="Mend the line, or write a fresh file with Recipe().save(path).",
+            ) from error
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """Builds a recipe from parsed keys, other tools' spellings included."""
+        values = dict(data)
+        version = values.pop("version", RECIPE_VERSION)
+        if version != RECIPE_VERSION:
+            raise RecipeError(
+                f"The recipe has version {version!r}.",
+                found=version,
+                needed=RECIPE_VERSION,
+                remedy="Use version = 1.",
+            )
+        calibration = values.pop("calibration", {})
+        if not isinstance(calibration, Mapping):
+            raise RecipeError("[calibration] is not a table.", found=calibration)
+        keep = values.pop("keep", ())
+        overrides = values.pop("overrides", ())
+        known = {f.name for f in fields(cls)} - {"overrides"}
+        values = translated({**values, **calibration}, known, "recipe")
+        parsed = tuple(_override(entry) for entry in tables(overrides, "overrides"))
+        kept = tuple(Override(match=pattern, keep=True) for pattern in strings(keep, "keep"))
+        return cls(**values, overrides=parsed + kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting, in the order of the class, ready for JSON."""
+        plain = asdict(self)
+        plain["overrides"] = [
+            {key: value for key, value in asdict(o).items() if value not in (None, "", False)}
+            for o in self.overrides
+        ]
+        return plain
+
+    def save(self, path: str | Path) -> None:
+        """Writes TOML, or JSON when the name ends in .json."""
+        path = Path(path)
+        data = {
+            "version": RECIPE_VERSION,
+            **{k: v for k, v in self.to_dict().items() if v is not None},
+        }
+        if path.suffix == ".json":
+            path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+            return
+        overrides = data.pop("overrides")
+        lines = [f"{key} = {toml_value(value)}" for key, value in data.items()]
+        for entry in overrides:
+            lines += [
+                "",
+                "[[overrides]]",
+                *(f"{key} = {toml_value(value)}" for key, value in entry.items()),
+            ]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def diff(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
+        """Settings that differ: name -> (this one's, the other's)."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return {key: (mine[key], theirs[key]) for key in mine if mine[key] != theirs[key]}
+
+    def with_(self, *, layers: str | None = None, why: str = "", **changes: Any) -> Recipe:
+        """A changed copy; with `layers`, the change becomes an override for that pattern.
+
+        Example: ``recipe.with_(bits=8, layers="*.down_proj")``.
+        """
+        if layers is None:
+            return replace(self, **translated(changes, {f.name for f in fields(Recipe)}, "recipe"))
+        return replace(
+            self, overrides=(*self.overrides, _override({"match": layers, "why": why, **changes}))
+        )
+
+    def explain(self) -> str:
+        """One line for people."""
+        group = {None: "auto", -1: "whole row"}.get(self.group_size, str(self.group_size))
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        text = f"{self.method}, {self.bits} bits, group {group}, {kind}"
+        if "gptq" in self.method:
+            text += f", order {self.act_order}, damping {self.damp_ratio:g}"
+        if self.needs_data and self.token_weights == "first-tokens":
+            text += f", first tokens x {self.first_token_weight:g}"
+        if self.overrides:
+            text += f", {len(self.overrides)} override{'s' if len(self.overrides) > 1 else ''}"
+        return text
+
+    def __repr__(self) -> str:
+        return f"Recipe({self.explain()})"
+
+    def _repr_html_(self) -> str:
+        from qcore.cards import table_card
+
+        rows = [
+            (key, value) for key, value in self.to_dict().items() if value not in ("", [], None)
+        ]
+        return table_card("Recipe", self.explain(), ("setting", "value"), rows)
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    choice("method", recipe.method, METHODS)
+    choice("bits", recipe.bits, BITS)
+    choice("act_order", recipe.act_order, ACT_ORDERS)
+    choice("token_weights", recipe.token_weights, TOKEN_WEIGHTS)
+    choice("propagate", recipe.propagate, PROPAGATE)
+    choice("activations", recipe.activations, ACTIVATIONS)
+    group_size_value("group_size", recipe.group_size)
+    flag("symmetric", recipe.symmetric)
+    flag("signed_scales", recipe.signed_scales)
+    flag("clip", recipe.clip)
+    number("damp_ratio", recipe.damp_ratio, 0.0, 10.0)
+    number("first_token_weight", recipe.first_token_weight, 1.0, 1e4)
+    whole("n_samples", recipe.n_samples, 1)
+    whole("max_length", recipe.max_length, 1)
+    whole("seed", recipe.seed, 0)
+    whole("allow_fallback", recipe.allow_fallback, 0)
+    for override in recipe.overrides:
+        matcher(override.match)
+        if override.bits is not None:
+            choice("overrides.bits", override.bits, BITS)
+        group_size_value("overrides.group_size", override.group_size)
+        if override.keep and any(
+            v is not None for v in (override.bits, override.group_size, override.symmetric)
+        ):
+            raise RecipeError(
+                f"The override {escaped(override.match)!r} both quantizes and keeps its layers.",
+                code="RECIPE_CONFLICT",
+                remedy="Drop keep, or drop bits, group_size and symmetric.",
+            )
+
+
+def _override(entry: Mapping[str, Any]) -> Override:
+    known = {f.name for f in fields(Override)}
+    values = translated(entry, known, "override")
+    if not isinstance(values.get("match"), str) or not values["match"]:
+        raise RecipeError(
+            "An override has no match line.",
+            found=dict(entry),
+            remedy='Add match = "*.mlp.down_proj".',
+        )
+    return Override(**values)
+
+
+def warn(message: str, code: str) -> None:
+    """A QcoreWarning with its code."""
+    warnings.warn(QcoreWarning(message, code), stacklevel=3)

@@ -1,0 +1,191 @@
+"""Choosing the codes of one block's layers from its statistics: the methods, side by side.
+
+Layers that read the same input share one Hessian and one factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qcore import _core
+from qcore.errors import NumericalError
+from qcore.fold import BlockWeights, fold_block, grid_arguments
+from qcore.recipe import Recipe
+from qcore.spec import Array, Float32Array, QuantizedLinear, QuantSpec
+
+if TYPE_CHECKING:
+    from qcore.checkpoint.architectures import BlockPlan, LinearPlan
+    from qcore.model import Block
+
+# AWQ's clip search is left out here: the scores of q · k magnify a clipped weight (algorithms page,
+# section 5).
+NEVER_CLIPPED = ("q_proj", "k_proj", "qkv_proj")
+# A folded block must give what the original gave, but for float32 rounding: its outputs, relative
+# to their own norm.
+FOLD_TOLERANCE = 1e-4
+BLOCK_SIZE = 128
+
+
+@dataclass
+class SolvedBlock:
+    """The result for one block.
+
+    Attributes:
+        layers: layer name -> quantized layer.
+        vectors: full tensor name -> norm weight or bias that folding changed.
+        reports: one entry per layer for the record: loss, damping, fallback, dead columns.
+        folds: one entry per fold (AWQ), for the record.
+    """
+
+    layers: dict[str, QuantizedLinear] = field(default_factory=dict)
+    vectors: dict[str, Array] = field(default_factory=dict)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    folds: list[dict[str, Any]] = field(default_factory=list)
+
+
+def solve_block(
+    block: Block,
+    specs: Mapping[str, QuantSpec],
+    recipe: Recipe,
+    hessians: Mapping[str, _core.Hessian] | None,
+) -> SolvedBlock:
+    """Quantizes the layers of one block that `specs` names.
+
+    Args:
+        block: the original block.
+        specs: layer name -> grid with its group size; layers not named are left alone.
+        recipe: method, order, damping, clipping.
+        hessians: tap -> statistics; None for "rtn".
+
+    Raises:
+        NumericalError: VALUE_NAN, VALUE_INF (tensor, row, column), SCALE_OVERFLOW, FOLD_INEXACT.
+    """
+    plan: BlockPlan = block.plan
+    linears = [linear for linear in plan.linears if linear.name in specs]
+    solved = SolvedBlock()
+    if not linears:
+        return solved
+    weights = {
+        linear.name: finite_weight(block.weight(linear.name), linear.name) for linear in linears
+    }
+    if hessians is None:
+        for linear in linears:
+            codes = _core.rtn(
+                weights[linear.name], **grid_arguments(specs[linear.name], linear.in_features)
+            )
+            solved.layers[linear.name] = QuantizedLinear(*codes, spec=specs[linear.name])
+            solved.reports.append({"layer": linear.name, "loss": None})
+        return solved
+    scales: Mapping[str, Float32Array] = {}
+    if recipe.method.startswith("awq"):
+        folded = BlockWeights(weights, dict(block.vectors))
+        fold_block(plan, folded, hessians, specs)
+        _require_same_function(block, folded, plan)
+        weights, scales = folded.weights, folded.scales
+        solved.vectors = {name: folded.vectors[name] for name in folded.changed}
+        solved.folds = folded.report
+    for tap in dict.fromkeys(linear.tap for linear in linears):
+        readers = [linear for linear in linears if linear.tap == tap]
+        _solve_tap(readers, weights, hessians[tap], scales.get(tap), specs, recipe, solved)
+    return solved
+
+
+def _solve_tap(
+    readers: list[LinearPlan],
+    weights: Mapping[str, Float32Array],
+    statistics: _core.Hessian,
+    channel_scales: Float32Array | None,
+    specs: Mapping[str, QuantSpec],
+    recipe: Recipe,
+    solved: SolvedBlock,
+) -> None:
+    """The layers that read one input."""
+    hessian = statistics.hessian()
+    if channel_scales is not None:  # the folded layers read x / c
+        inverse = 1.0 / channel_scales.astype(np.float64)
+        hessian *= inverse[:, None]
+        hessian *= inverse[None, :]
+    factors: dict[int, Any] = {}
+    for linear in readers:
+        spec = specs[linear.name]
+        grid = grid_arguments(spec, linear.in_features)
+        weight = weights[linear.name]
+        report: dict[str, Any] = {"layer": linear.name, "tokens": int(statistics.n_tokens)}
+        if recipe.method == "awq":
+            if recipe.clip and linear.role not in NEVER_CLIPPED:
+                codes = _core.rtn_clipped(weight, hessian, **grid)
+            else:
+                codes = _core.rtn(weight, **grid)
+        else:
+            size = grid["group_size"]
+            if size not in factors:  # the visiting order depends on the group size
+                factors[size] = _core.factor_hessian(
+                    hessian,
+                    group_size=size,
+                    damp_ratio=recipe.damp_ratio,
+                    order=recipe.act_order,
+                    block_size=BLOCK_SIZE,
+                )
+            factor = factors[size]
+            report["damp"] = float(factor.damp_tried[-1])
+            if len(factor.damp_tried) > 1:
+                report["damp_tried"] = [float(d) for d in factor.damp_tried]
+            if factor.dead_columns:
+                report["dead_columns"] = int(factor.dead_columns)
+            if factor.failed:
+                report["fallback"] = "rtn"
+                codes = _core.rtn_weighted(weight, np.ascontiguousarray(np.diag(hessian)), **grid)
+            else:
+                codes = _core.gptq(weight, factor, **grid)
+        error, signal = _core.layer_loss(weight, *codes, hessian)
+        loss = error / signal if signal > 0 else 0.0
+        report["loss"] = loss
+        solved.layers[linear.name] = QuantizedLinear(*codes, spec=spec, loss=loss)
+        solved.reports.append(report)
+
+
+def finite_weight(weight: Array, name: str) -> Float32Array:
+    """A float32 copy, after a look for values that cannot be quantized.
+
+    Raises:
+        NumericalError: VALUE_NAN or VALUE_INF: tensor, row, column and how many.
+    """
+    copy = np.array(weight, dtype=np.float32, order="C")
+    bad = ~np.isfinite(copy)
+    if bad.any():
+        row, column = (int(i) for i in np.argwhere(bad)[0])
+        kind = "NaN" if np.isnan(copy[row, column]) else "infinity"
+        raise NumericalError(
+            f"{name}.weight holds {kind} at row {row}, column {column} "
+            f"({int(bad.sum())} such values).",
+            code="VALUE_NAN" if kind == "NaN" else "VALUE_INF",
+            where=f"{name}.weight",
+            found=kind,
+            remedy="The checkpoint is damaged; fetch it again. qcore never replaces such values.",
+        )
+    return copy
+
+
+def _require_same_function(block: Block, folded: BlockWeights, plan: BlockPlan) -> None:
+    """Runs the original and the folded block, both unquantized, on one made-up sample."""
+    length = 8
+    probe = np.random.default_rng(0).standard_normal((length, plan.hidden_size)).astype(np.float32)
+    expected = block.forward(probe, (length,), activations="float32")
+    found = block.replaced(folded.weights, folded.vectors).forward(
+        probe, (length,), activations="float32"
+    )
+    error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    if not error <= FOLD_TOLERANCE:
+        raise NumericalError(
+            f"Folding channel scales into {plan.prefix} changed its outputs by {error:.2g} "
+            "of their norm.",
+            code="FOLD_INEXACT",
+            where=plan.prefix,
+            found=error,
+            needed=FOLD_TOLERANCE,
+            remedy='Use method = "gptq" for this model and report the architecture.',
+        )

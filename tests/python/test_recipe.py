@@ -1,0 +1,101 @@
+"""Recipes: defaults, files, other tools' spellings, and every refusal by name."""
+
+import pytest
+
+from qcore.errors import RecipeError
+from qcore.recipe import Override, Recipe
+
+
+def test_default_is_the_gradient_free_recipe():
+    recipe = Recipe()
+    assert (recipe.method, recipe.bits, recipe.symmetric) == ("gptq", 4, False)
+    assert (recipe.act_order, recipe.damp_ratio) == ("group", 0.03)
+    assert (recipe.token_weights, recipe.first_token_weight) == ("first-tokens", 20.0)
+    assert recipe.propagate == "quantized"
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "recipe.json"])
+def test_saved_recipe_reads_back_equal(tmp_path, name):
+    recipe = Recipe(method="awq+gptq", bits=3, group_size=64, allow_low_bits='a "test"\n').with_(
+        bits=8, layers="*.down_proj", why="reasoning breaks"
+    )
+    recipe.save(tmp_path / name)
+    assert Recipe.load(tmp_path / name) == recipe
+
+
+def test_other_tools_spellings_are_read():
+    recipe = Recipe.from_dict(
+        {"w_bit": 4, "q_group_size": 128, "zero_point": True, "percdamp": 0.01, "nsamples": 128}
+    )
+    assert (recipe.bits, recipe.group_size, recipe.symmetric) == (4, 128, False)
+    assert (recipe.damp_ratio, recipe.n_samples) == (0.01, 128)
+
+
+def test_calibration_table_and_keep_list_are_read():
+    recipe = Recipe.from_dict(
+        {"version": 1, "calibration": {"n_samples": 64}, "keep": ["model.layers.0.*"]}
+    )
+    assert recipe.n_samples == 64
+    assert recipe.overrides == (Override("model.layers.0.*", keep=True),)
+
+
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        ({"bits": 5}, "RECIPE_VALUE"),
+        ({"bits": True}, "RECIPE_VALUE"),
+        ({"bits": "4"}, "RECIPE_VALUE"),
+        ({"bits": [4]}, "RECIPE_VALUE"),
+        ({"group_size": 0}, "RECIPE_VALUE"),
+        ({"group_size": -2}, "RECIPE_VALUE"),
+        ({"damp_ratio": float("nan")}, "RECIPE_VALUE"),
+        ({"damp_ratio": -0.1}, "RECIPE_VALUE"),
+        ({"method": "magic"}, "RECIPE_VALUE"),
+        ({"symmetric": 1}, "RECIPE_VALUE"),
+        ({"n_samples": 0}, "RECIPE_VALUE"),
+        ({"version": 2}, "RECIPE_VALUE"),
+        ({"desc_act": True}, "RECIPE_VALUE"),
+        ({"overrides": [{"bits": 8}]}, "RECIPE_VALUE"),
+        ({"overrides": "x"}, "RECIPE_VALUE"),
+        ({"bits": 4, "w_bit": 3}, "RECIPE_CONFLICT"),
+        ({"overrides": [{"match": "*", "bits": 8, "keep": True}]}, "RECIPE_CONFLICT"),
+        ({"overrides": [{"match": "re:(a+)+b", "bits": 8}]}, "RECIPE_REGEX"),
+        ({"overrides": [{"match": "re:(", "bits": 8}]}, "RECIPE_REGEX"),
+        ({"overrides": [{"match": r"re:(a)\1", "bits": 8}]}, "RECIPE_REGEX"),
+    ],
+    ids=str,
+)
+def test_bad_values_are_refused_by_name(keys, code):
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_dict(keys)
+    assert caught.value.code == code
+    assert caught.value.error_class == 78
+
+
+def test_unknown_key_answers_with_the_nearest_name():
+    with pytest.raises(RecipeError, match="group_size") as caught:
+        Recipe.from_dict({"groupp_size": 64})
+    assert caught.value.code == "RECIPE_UNKNOWN_KEY"
+
+
+def test_patterns_match_whole_names():
+    assert Override("*.down_proj", bits=8).matches("model.layers.1.mlp.down_proj")
+    assert not Override("down_proj", bits=8).matches("model.layers.1.mlp.down_proj")
+    assert Override(r"re:model\.layers\.[0-9]+\.mlp\..*", bits=8).matches(
+        "model.layers.11.mlp.up_proj"
+    )
+    assert not Override(r"re:layers\.1", bits=8).matches("model.layers.1.mlp.up_proj")
+
+
+def test_diff_names_what_changed():
+    assert Recipe().diff(Recipe().with_(damp_ratio=0.1)) == {"damp_ratio": (0.03, 0.1)}
+
+
+def test_broken_files_are_refused(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text("bits = = 4\n")
+    with pytest.raises(RecipeError, match="not valid TOML"):
+        Recipe.load(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Recipe.load(path)
