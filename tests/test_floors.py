@@ -19,12 +19,15 @@ CPP_FLOORS = ("base", "quant", "kernels", "calib", "solve", "model", "bind")
 # From the bottom up; names in one row share a floor.
 FACE_FLOORS = (
     ("errors",),
-    ("progress",),
+    ("progress", "cards"),
     ("spec",),
     ("layers",),
     ("checkpoint", "formats", "data"),
     ("model",),
-    ("recipe", "record", "calibrate", "quantize"),
+    (
+        *("recipe", "recipe_values", "assignment", "record", "calibrate"),
+        *("fold", "solve_block", "rounding_damage", "quantize"),
+    ),
     ("eval",),
     ("report",),
     ("cli",),
