@@ -49,6 +49,7 @@ int64_t row_stride_of(const py::array& array, const char* name) {
     throw ArgumentError(
         message(name, " has shape ", shape_of(array), ". It must have two dimensions."));
   }
+  if (array.size() == 0) return array.shape(1);  // strides of an empty array mean nothing
   const auto item = array.itemsize();
   const bool rows_contiguous = array.shape(1) <= 1 || array.strides(1) == item;
   const bool stride_whole =
