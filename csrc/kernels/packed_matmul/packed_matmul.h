@@ -12,27 +12,45 @@ namespace qcore::kernels {
 // scale per token.
 enum class Activations : int { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
 
-// The packed layout, one for all backends, documented bit by bit in docs/formats.md ("In memory").
-// bits 2, 3 and 4 are kept as nibbles, 8 as bytes. `data` is what pack_weight wrote.
+// The packed layout, one for all backends. N = out_features, K = in_features, g = group_size.
+//
+// Strips of 16 outputs follow each other; the last one is filled up with outputs of scale 0. A
+// strip holds its K / g groups in order, and a group is one run of 64-byte lines:
+//
+//   codes   bits 2, 3, 4: ceil(g / 8) lines of 8 inputs. Byte 4·o + i of the line that starts at
+//           input k holds code(o, k + i) in its low and code(o, k + 4 + i) in its high nibble,
+//           i = 0 … 3, o = 0 … 15.
+//           bits 8: 2 · ceil(g / 8) lines of 4 inputs. Byte 4·o + i holds code(o, k + i).
+//           Inputs past the end of the group carry the group's zero.
+//   scales  16 values of scale_dtype
+//   zeros   16 bytes; then zero bytes up to the end of the line
+//
+// So a product reads one stream from start to end, with scales and zeros inside it.
 struct PackedWeightView {
-  const uint8_t* data = nullptr;
+  const uint8_t* data = nullptr;  // 64-byte aligned, written by pack_weight
   int64_t out_features = 0;
   int64_t in_features = 0;
-  int64_t group_size = 0;
-  int bits = 4;
+  int64_t group_size = 0;  // divides in_features
+  int bits = 4;            // 2, 3, 4 or 8
+  Dtype scale_dtype = Dtype::kFloat32;
 };
 
-// Bytes that pack_weight needs for this shape.
-int64_t packed_weight_bytes(int64_t out_features, int64_t in_features, int64_t group_size,
-                            int bits);
+// The narrowest of float16, bfloat16 and float32 that holds all `count` scales exactly.
+Dtype narrowest_scale_dtype(const float* scales, int64_t count);
+
+// Bytes of the packed form; reads every field of `shape` but data. Throws ArgumentError for a shape
+// that cannot be packed: bits not 2, 3, 4 or 8, a group size that does not divide, a group so long
+// that its int8 sum could leave 32 bits (above 65,000 inputs).
+int64_t packed_weight_bytes(const PackedWeightView& shape);
 
 //   codes   (N, K)  uint8, each < 2^bits
-//   scales  (N, G)  float32, G = K / group_size
-//   zeros   (N, G)  uint8, the code that stands for 0.0
-//   data    packed_weight_bytes(...), 64-byte aligned, overwritten
+//   scales  (N, G)  float32, G = K / g, each exact in shape.scale_dtype
+//   zeros   (N, G)  uint8, the code that stands for 0.0, each <= 2^bits
+//   data    packed_weight_bytes(shape), 64-byte aligned, overwritten
+//
+// Throws ArgumentError naming the first code, scale or zero that does not fit.
 void pack_weight(const uint8_t* codes, const float* scales, const uint8_t* zeros,
-                 int64_t out_features, int64_t in_features, int64_t group_size, int bits,
-                 uint8_t* data);
+                 const PackedWeightView& shape, uint8_t* data);
 
 // The inverse, for tests and for `dequantize`.
 void unpack_weight(const PackedWeightView& weight, uint8_t* codes, float* scales, uint8_t* zeros);
@@ -41,11 +59,18 @@ void unpack_weight(const PackedWeightView& weight, uint8_t* codes, float* scales
 //   y     (M, N)  float32, overwritten, must not alias x
 //   bias  (N,)    float32 or null
 //
-// kFloat32:  code - zero is exact, products and sums in float32; error as dense_matmul's on the
-// dequantized weight. kBfloat16: x is rounded to bfloat16 first, then as kFloat32. kInt8:     x is
-// quantized per token, scale = max|x| / 127, half to even; integer sums are exact, one float32
-//            multiply-add per group in ascending order of groups. The same bits on every backend.
-// A row gives the same bits in any batch and for any number of threads.
+// kFloat32   w = scale · (code - zero), rounded once to float32, then one fused multiply-add per
+//            input in order: the same bits as dense_matmul on that weight, on every backend.
+//            |error| <= 2 · K · 2^-24 · |x row|₂ · |weight row|₂.
+// kBfloat16  x is rounded to bfloat16 first. Inside a group sums of exact products x · (code -
+//            zero), in pairs of inputs, the odd one first; then one fused multiply-add with the
+//            scale. The same bound, with the rounded x.
+// kInt8      x is quantized per token to q = x · 127 / max|x|, half to even. Sums of
+//            q · (code - zero) are exact; one fused multiply-add with the scale per group, groups
+//            in order; then times max|x| / 127. The same bits on every backend. A row that holds
+//            NaN or infinity gives NaN; a row whose max|x| is under 2^-100 counts as zero.
+//
+// The bias is added last. A row gives the same bits in any batch and for any number of threads.
 struct PackedMatmulArgs {
   const float* x = nullptr;
   int64_t x_stride = 0;

@@ -1,0 +1,137 @@
+// The plain product over packed codes: one element of y at a time, groups and inputs in order.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "base/parallel.h"
+#include "kernels/packed_matmul/packed_layout.h"
+#include "kernels/packed_matmul/packed_matmul_backends.h"
+
+namespace qcore::kernels {
+namespace {
+
+// One output of the packed weight.
+struct PackedRow {
+  const uint8_t* data;
+  int64_t o;
+  int bits;
+  Dtype scale_dtype;
+  PackedLayout layout;
+
+  const uint8_t* group(int64_t g) const { return data + g * layout.group_bytes; }
+  float scale(int64_t g) const { return scale_at(group(g) + layout.code_bytes, o, scale_dtype); }
+  int value(int64_t g, int64_t k) const {  // code - zero
+    return int{code_at(group(g), o, k, bits)} -
+           group(g)[layout.code_bytes + layout.scale_bytes + o];
+  }
+};
+
+PackedRow row_of(const PackedWeightView& weight, int64_t n) {
+  const PackedLayout layout = packed_layout(weight.out_features, weight.in_features,
+                                            weight.group_size, weight.bits, weight.scale_dtype);
+  return PackedRow{weight.data + n / kStripOutputs * layout.strip_bytes, n % kStripOutputs,
+                   weight.bits, weight.scale_dtype, layout};
+}
+
+float dot_float32(const PackedRow& row, const float* x) {
+  float sum = 0.0f;
+  for (int64_t g = 0; g < row.layout.n_groups; ++g) {
+    const float scale = row.scale(g);
+    for (int64_t k = 0; k < row.layout.group_size; ++k) {
+      sum = std::fma(x[g * row.layout.group_size + k], scale * static_cast<float>(row.value(g, k)),
+                     sum);
+    }
+  }
+  return sum;
+}
+
+float dot_bfloat16(const PackedRow& row, const float* x) {
+  float sum = 0.0f;
+  const int64_t size = row.layout.group_size;
+  for (int64_t g = 0; g < row.layout.n_groups; ++g) {
+    const float* xs = x + g * size;
+    float group_sum = 0.0f;
+    for (int64_t k = 0; k < size; k += 2) {
+      if (k + 1 < size) {
+        group_sum = std::fma(xs[k + 1], static_cast<float>(row.value(g, k + 1)), group_sum);
+      }
+      group_sum = std::fma(xs[k], static_cast<float>(row.value(g, k)), group_sum);
+    }
+    sum = std::fma(group_sum, row.scale(g), sum);
+  }
+  return sum;
+}
+
+// q stands for x / scale.
+struct QuantizedRow {
+  std::vector<int8_t> q;
+  float scale = 0.0f;
+};
+
+QuantizedRow quantize(const float* x, int64_t count) {
+  QuantizedRow row{std::vector<int8_t>(static_cast<size_t>(count), 0), 0.0f};
+  float largest = 0.0f;
+  for (int64_t k = 0; k < count; ++k) {
+    if (!std::isfinite(x[k])) {
+      row.scale = std::numeric_limits<float>::quiet_NaN();
+      return row;
+    }
+    largest = std::max(largest, std::fabs(x[k]));
+  }
+  if (largest < kSmallestMaximum) return row;
+  const float inverse = 127.0f / largest;
+  for (int64_t k = 0; k < count; ++k) {
+    row.q[static_cast<size_t>(k)] = static_cast<int8_t>(std::nearbyint(x[k] * inverse));
+  }
+  row.scale = largest / 127.0f;
+  return row;
+}
+
+float dot_int8(const PackedRow& row, const QuantizedRow& x) {
+  float sum = 0.0f;
+  for (int64_t g = 0; g < row.layout.n_groups; ++g) {
+    int32_t group_sum = 0;
+    for (int64_t k = 0; k < row.layout.group_size; ++k) {
+      group_sum += x.q[static_cast<size_t>(g * row.layout.group_size + k)] * row.value(g, k);
+    }
+    sum = std::fma(static_cast<float>(group_sum), row.scale(g), sum);
+  }
+  return sum * x.scale;
+}
+
+void one_token(const PackedMatmulArgs& args, int64_t m) {
+  const int64_t K = args.weight.in_features;
+  std::vector<float> x(args.x + m * args.x_stride, args.x + m * args.x_stride + K);
+  QuantizedRow quantized;
+  if (args.activations == Activations::kBfloat16) {
+    for (float& value : x) value = to_float(to_bf16(value));
+  } else if (args.activations == Activations::kInt8) {
+    quantized = quantize(x.data(), K);
+  }
+  for (int64_t n = 0; n < args.weight.out_features; ++n) {
+    const PackedRow row = row_of(args.weight, n);
+    float y = 0.0f;
+    switch (args.activations) {
+      case Activations::kFloat32:
+        y = dot_float32(row, x.data());
+        break;
+      case Activations::kBfloat16:
+        y = dot_bfloat16(row, x.data());
+        break;
+      case Activations::kInt8:
+        y = dot_int8(row, quantized);
+        break;
+    }
+    if (args.bias != nullptr) y += args.bias[n];
+    args.y[m * args.y_stride + n] = y;
+  }
+}
+
+}  // namespace
+
+void packed_matmul_ref(const PackedMatmulArgs& args) {
+  parallel_for(args.n_tokens, [&](int64_t m) { one_token(args, m); });
+}
+
+}  // namespace qcore::kernels

@@ -1,0 +1,142 @@
+// Codes, scales and zeros into the packed layout and back.
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "kernels/packed_matmul/packed_layout.h"
+#include "kernels/packed_matmul/packed_matmul.h"
+
+namespace qcore::kernels {
+namespace {
+
+// |Σ q · (code - zero)| <= 127 · 256 · group_size stays below 2^31.
+constexpr int64_t kLongestGroup = 65000;
+
+PackedLayout layout_of(const PackedWeightView& weight) {
+  return packed_layout(weight.out_features, weight.in_features, weight.group_size, weight.bits,
+                       weight.scale_dtype);
+}
+
+bool holds(Dtype dtype, float value) {
+  if (dtype == Dtype::kFloat32) return true;
+  const float stored =
+      dtype == Dtype::kFloat16 ? to_float(to_f16(value)) : to_float(to_bf16(value));
+  // Compared as bits so that -0 and NaN count as themselves.
+  return bits_of(stored) == bits_of(value);
+}
+
+void put_scale(uint8_t* scales, int64_t o, Dtype dtype, float value) {
+  if (dtype == Dtype::kFloat32) {
+    std::memcpy(scales + 4 * o, &value, sizeof value);
+    return;
+  }
+  const uint16_t bits = dtype == Dtype::kFloat16 ? to_f16(value).bits : to_bf16(value).bits;
+  std::memcpy(scales + 2 * o, &bits, sizeof bits);
+}
+
+// One group of one output, its bytes already cleared.
+void pack_group(const uint8_t* codes, float scale, uint8_t zero, const PackedWeightView& shape,
+                const PackedLayout& layout, int64_t o, uint8_t* group) {
+  for (int64_t k = 0; k < layout.padded_group; ++k) {
+    const int code = k < shape.group_size ? codes[k] : std::min<int>(zero, (1 << shape.bits) - 1);
+    uint8_t& byte = group[code_offset(o, k, shape.bits)];
+    byte = static_cast<uint8_t>(byte | (code << code_shift(k, shape.bits)));
+  }
+  put_scale(group + layout.code_bytes, o, shape.scale_dtype, scale);
+  group[layout.code_bytes + layout.scale_bytes + o] = zero;
+}
+
+void check_values(const uint8_t* codes, const float* scales, const uint8_t* zeros,
+                  const PackedWeightView& shape, int64_t n_groups) {
+  const int max_code = (1 << shape.bits) - 1;
+  for (int64_t i = 0; i < shape.out_features * shape.in_features; ++i) {
+    if (codes[i] > max_code) {
+      throw ArgumentError(message("pack_weight: code ", int{codes[i]}, " at row ",
+                                  i / shape.in_features, ", column ", i % shape.in_features,
+                                  " is above ", max_code, ", the largest of ", shape.bits,
+                                  " bits. Pass codes in [0, 2^bits)."));
+    }
+  }
+  for (int64_t i = 0; i < shape.out_features * n_groups; ++i) {
+    if (zeros[i] > max_code + 1) {
+      throw ArgumentError(message("pack_weight: zero ", int{zeros[i]}, " at row ", i / n_groups,
+                                  ", group ", i % n_groups, " is above ", max_code + 1,
+                                  ". Pass zeros in [0, 2^bits]."));
+    }
+    if (!holds(shape.scale_dtype, scales[i])) {
+      throw ArgumentError(message("pack_weight: scale ", scales[i], " at row ", i / n_groups,
+                                  ", group ", i % n_groups,
+                                  " is not exact in the chosen scale dtype. Use "
+                                  "narrowest_scale_dtype."));
+    }
+  }
+}
+
+}  // namespace
+
+Dtype narrowest_scale_dtype(const float* scales, int64_t count) {
+  for (const Dtype dtype : {Dtype::kFloat16, Dtype::kBfloat16}) {
+    if (std::all_of(scales, scales + count, [&](float value) { return holds(dtype, value); })) {
+      return dtype;
+    }
+  }
+  return Dtype::kFloat32;
+}
+
+int64_t packed_weight_bytes(const PackedWeightView& shape) {
+  if (shape.bits != 2 && shape.bits != 3 && shape.bits != 4 && shape.bits != 8) {
+    throw ArgumentError(message("packed_weight: bits is ", shape.bits, ". Use one of 2, 3, 4, 8."));
+  }
+  if (shape.out_features < 0 || shape.in_features < 0) {
+    throw ArgumentError(message("packed_weight: the shape is (", shape.out_features, ", ",
+                                shape.in_features, "). Sizes must not be negative."));
+  }
+  if (shape.group_size < 1 || shape.in_features % shape.group_size != 0) {
+    throw ArgumentError(message("packed_weight: in_features is ", shape.in_features,
+                                " and group_size ", shape.group_size,
+                                " does not divide it. Use a divisor."));
+  }
+  if (shape.group_size > kLongestGroup) {
+    throw ArgumentError(message("packed_weight: group_size is ", shape.group_size, ". Use at most ",
+                                kLongestGroup, "."));
+  }
+  const PackedLayout layout = layout_of(shape);
+  return layout.n_strips * layout.strip_bytes;
+}
+
+void pack_weight(const uint8_t* codes, const float* scales, const uint8_t* zeros,
+                 const PackedWeightView& shape, uint8_t* data) {
+  const int64_t bytes = packed_weight_bytes(shape);
+  const PackedLayout layout = layout_of(shape);
+  check_values(codes, scales, zeros, shape, layout.n_groups);
+  std::fill_n(data, bytes, uint8_t{0});
+  parallel_for(layout.n_strips, [&](int64_t strip) {
+    const int64_t first = strip * kStripOutputs;
+    const int64_t outputs = std::min(kStripOutputs, shape.out_features - first);
+    uint8_t* group = data + strip * layout.strip_bytes;
+    for (int64_t g = 0; g < layout.n_groups; ++g, group += layout.group_bytes) {
+      for (int64_t o = 0; o < outputs; ++o) {
+        const int64_t at = (first + o) * layout.n_groups + g;
+        pack_group(codes + (first + o) * shape.in_features + g * shape.group_size, scales[at],
+                   zeros[at], shape, layout, o, group);
+      }
+    }
+  });
+}
+
+void unpack_weight(const PackedWeightView& weight, uint8_t* codes, float* scales, uint8_t* zeros) {
+  const PackedLayout layout = layout_of(weight);
+  parallel_for(weight.out_features, [&](int64_t n) {
+    const int64_t o = n % kStripOutputs;
+    const uint8_t* group = weight.data + n / kStripOutputs * layout.strip_bytes;
+    for (int64_t g = 0; g < layout.n_groups; ++g, group += layout.group_bytes) {
+      uint8_t* row = codes + n * weight.in_features + g * weight.group_size;
+      for (int64_t k = 0; k < weight.group_size; ++k) row[k] = code_at(group, o, k, weight.bits);
+      scales[n * layout.n_groups + g] = scale_at(group + layout.code_bytes, o, weight.scale_dtype);
+      zeros[n * layout.n_groups + g] = group[layout.code_bytes + layout.scale_bytes + o];
+    }
+  });
+}
+
+}  // namespace qcore::kernels

@@ -1,0 +1,275 @@
+"""packed_matmul: packing, and each backend against float64 and against the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import pytest
+from backends import backends_of, forced_backend, forced_threads
+from qcore import _core
+
+BACKENDS = backends_of("packed_matmul")
+ACTIVATIONS = ("float32", "bfloat16", "int8")
+BITS = (2, 3, 4, 8)
+
+
+@dataclass
+class Layer:
+    codes: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray
+    bits: int
+    group_size: int
+
+    @property
+    def packed(self) -> _core.PackedWeight:
+        return _core.PackedWeight(
+            self.codes, self.scales, self.zeros, self.bits, group_size=self.group_size
+        )
+
+    @property
+    def weight(self) -> np.ndarray:
+        """scale · (code - zero), rounded once to float32."""
+        zeros = np.repeat(self.zeros.astype(np.float32), self.group_size, axis=1)
+        return np.repeat(self.scales, self.group_size, axis=1) * (self.codes - zeros)
+
+
+def random_layer(rng, N, K, bits=4, group_size=None, scale_dtype=np.float16) -> Layer:
+    group_size = group_size or K
+    G = K // group_size
+    scales = rng.uniform(-2.0, 2.0, (N, G)).astype(scale_dtype).astype(np.float32)
+    return Layer(
+        codes=rng.integers(0, 2**bits, (N, K), dtype=np.uint8),
+        scales=scales,
+        zeros=rng.integers(0, min(2**bits, 255), (N, G), dtype=np.uint8, endpoint=True),
+        bits=bits,
+        group_size=group_size,
+    )
+
+
+# N, K, group_size: ragged strips, one group, the usual groups, and sizes no vector divides.
+LAYERS = [
+    (1, 32, 32),
+    (15, 64, 32),
+    (16, 128, 64),
+    (17, 192, 64),
+    (64, 256, 128),
+    (100, 512, 256),
+    (80, 576, 576),
+    (33, 45, 15),
+    (5, 7, 7),
+    (40, 36, 12),
+    (3, 6, 1),
+    (20, 1536, 512),
+]
+TOKENS = (0, 1, 2, 7, 8, 9, 33)
+
+
+def product(backend, x, layer, activations, bias=None):
+    with forced_backend(backend):
+        assert _core.kernel_backend("packed_matmul") == backend
+        return _core.packed_matmul(x, layer.packed, bias, activations=activations)
+
+
+def used_x(x: np.ndarray, activations: str) -> tuple[np.ndarray, np.ndarray]:
+    """What the kernel multiplies with, in float64, and its scale per token."""
+    if activations == "int8":
+        largest = np.abs(x).max(axis=1, keepdims=True)
+        q = np.rint(x * (np.float32(127) / largest))
+        return q.astype(np.float64), (largest / np.float32(127)).astype(np.float64)
+    if activations == "bfloat16":
+        x = x.astype(ml_dtypes.bfloat16)
+    return x.astype(np.float64), np.ones((x.shape[0], 1))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("scale_dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_packing_gives_back_what_it_took(bits, scale_dtype, rng):
+    for N, K, group_size in LAYERS:
+        layer = random_layer(rng, N, K, bits, group_size, scale_dtype)
+        packed = layer.packed
+        for got, given in zip(
+            packed.unpack(), (layer.codes, layer.scales, layer.zeros), strict=True
+        ):
+            assert got.dtype == given.dtype
+            assert np.array_equal(got, given)
+        shape = (packed.out_features, packed.in_features, packed.group_size, packed.bits)
+        assert shape == (N, K, group_size, bits)
+
+
+@pytest.mark.parametrize(
+    ("bits", "scale_dtype", "group_bytes"),
+    [
+        # 64 inputs x 16 outputs: codes, then scales and zeros in whole lines of 64.
+        (4, np.float16, 512 + 64),
+        (4, ml_dtypes.bfloat16, 512 + 64),
+        (4, np.float32, 512 + 128),
+        (2, np.float16, 512 + 64),
+        (8, np.float16, 1024 + 64),
+    ],
+)
+def test_bytes_are_those_of_the_layout(bits, scale_dtype, group_bytes, rng):
+    layer = random_layer(rng, 40, 192, bits, 64, scale_dtype)
+    assert layer.packed.nbytes == 3 * 3 * group_bytes  # strips, groups
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_is_within_its_bound(backend, activations, bits, rng):
+    """2 · K · 2^-24 · |x row|₂ · |weight row|₂ with the x that the kernel multiplies."""
+    for (N, K, group_size), M in zip(
+        LAYERS * 2, [*TOKENS, *TOKENS, *TOKENS, 1, 5, 65], strict=True
+    ):
+        layer = random_layer(rng, N, K, bits, group_size)
+        x = rng.standard_normal((M, K), dtype=np.float32)
+        y = product(backend, x, layer, activations)
+        exact_x, scale = used_x(x, activations) if M else (x, 1.0)
+        weight = layer.scales.astype(np.float64).repeat(group_size, axis=1) * (
+            layer.codes.astype(np.float64) - layer.zeros.astype(np.float64).repeat(group_size, 1)
+        )
+        exact = exact_x @ weight.T * scale
+        norms = np.outer(np.linalg.norm(exact_x * scale, axis=1), np.linalg.norm(weight, axis=1))
+        err = np.abs(y - exact)
+        # K + 1 roundings: one for each weight or group, one for each sum; int8 adds its two scales.
+        assert (err <= 2 * max(K, 2) * 2.0**-24 * norms).all(), (N, K, group_size, M, err.max())
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "ref"])
+def test_agrees_with_the_reference(backend, activations, bits, rng):
+    for (N, K, group_size), M in zip(LAYERS, [*TOKENS, 1, 9, 2, 33, 100], strict=True):
+        for dtype in (np.float16, np.float32):
+            layer = random_layer(rng, N, K, bits, group_size, dtype)
+            x = rng.standard_normal((M, K), dtype=np.float32)
+            bias = rng.standard_normal(N, dtype=np.float32)
+            y, ref = (product(b, x, layer, activations, bias) for b in (backend, "ref"))
+            if backend == "avx512" and activations == "bfloat16":
+                norms = np.outer(
+                    np.linalg.norm(x, axis=1) * (1 + 2.0**-8), np.linalg.norm(layer.weight, axis=1)
+                )
+                limit = 4 * max(K, 2) * 2.0**-24 * norms + 2.0**-23 * (np.abs(ref) + np.abs(bias))
+                assert (np.abs(y - ref) <= limit).all()
+            else:
+                assert np.array_equal(y, ref), (N, K, group_size, M)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float32_equals_the_dense_product_of_the_dequantized_weight(backend, bits, rng):
+    for N, K, group_size in LAYERS:
+        layer = random_layer(rng, N, K, bits, group_size, np.float32)
+        x = rng.standard_normal((9, K), dtype=np.float32)
+        with forced_backend(backend):
+            dense = _core.dense_matmul(x, layer.weight)
+        assert np.array_equal(product(backend, x, layer, "float32"), dense)
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_does_not_depend_on_its_batch(backend, activations, rng):
+    for N, K, group_size, bits in [(83, 192, 64, 4), (20, 45, 15, 3), (50, 256, 256, 8)]:
+        layer = random_layer(rng, N, K, bits, group_size)
+        x = rng.standard_normal((67, K), dtype=np.float32)
+        whole = product(backend, x, layer, activations)
+        for M in (1, 2, 3, 6, 7, 13):
+            assert product(backend, x[:M], layer, activations).tobytes() == whole[:M].tobytes()
+        one = product(backend, x[40:41], layer, activations)
+        assert one.tobytes() == whole[40:41].tobytes()
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_threads_do_not_change_a_byte(backend, activations, rng):
+    for M, N in [(1, 300), (40, 150), (530, 20)]:
+        layer = random_layer(rng, N, 64, 4, 32)
+        x = rng.standard_normal((M, 64), dtype=np.float32)
+        results = []
+        for threads in (1, 2, 4):
+            with forced_threads(threads):
+                results.append(product(backend, x, layer, activations).tobytes())
+        assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_and_misaligned_rows_change_nothing(backend, activations, rng):
+    for K, group_size in [(64, 32), (45, 15)]:
+        layer = random_layer(rng, 50, K, 4, group_size)
+        wide = np.full((9, K + 10), np.nan, np.float32)  # what lies beside a row is not read
+        wide[:, 3 : K + 3] = rng.standard_normal((9, K), dtype=np.float32)
+        x = wide[:, 3 : K + 3]
+        strided = product(backend, x, layer, activations)
+        assert np.array_equal(strided, product(backend, x.copy(), layer, activations))
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_stay_in_their_row(backend, activations, bad, rng):
+    layer = random_layer(rng, 33, 45, 4, 15)
+    x = rng.standard_normal((9, 45), dtype=np.float32)
+    x[4, 20] = bad
+    y = product(backend, x, layer, activations)
+    assert not np.isfinite(y[4]).any()
+    assert np.isfinite(np.delete(y, 4, axis=0)).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_int8_takes_extreme_rows(backend, rng):
+    """Zero and tiny rows give zero; huge rows stay finite; one outlier takes the whole range."""
+    layer = random_layer(rng, 20, 64, 8, 64, np.float32)
+    x = rng.standard_normal((5, 64), dtype=np.float32)
+    x[0], x[1] = 0.0, x[1] * np.float32(1e-38)
+    x[2] *= np.float32(1e30)
+    x[3, 5] = 1e6
+    x[4] = np.where(np.arange(64) % 2, 1.0, -1.0)  # every q is 127 or -127
+    y = product(backend, x, layer, "int8")
+    assert (y[:2] == 0).all()
+    assert np.isfinite(y).all()
+    q, scale = used_x(x[2:], "int8")
+    exact = q @ layer.weight.astype(np.float64).T * scale
+    # Sums of one group are exact: weight, conversion, scale and token scale round once each.
+    limit = 5 * 2.0**-24 * (np.abs(q) @ np.abs(layer.weight.astype(np.float64)).T) * scale
+    assert (np.abs(y[2:] - exact) <= limit).all()
+
+
+def test_rejects_group_size_that_does_not_divide(rng):
+    codes = np.zeros((4, 100), np.uint8)
+    with pytest.raises(ValueError, match=r"in_features is 100 and group_size 64 does not divide"):
+        _core.PackedWeight(codes, np.zeros((4, 1), np.float32), np.zeros((4, 1), np.uint8), 4, 64)
+
+
+def test_rejects_a_code_above_its_bits():
+    codes = np.zeros((4, 32), np.uint8)
+    codes[2, 7] = 8
+    with pytest.raises(ValueError, match=r"code 8 at row 2, column 7 is above 7"):
+        _core.PackedWeight(codes, np.zeros((4, 1), np.float32), np.zeros((4, 1), np.uint8), 3, 32)
+
+
+def test_rejects_a_zero_above_its_range():
+    zeros = np.zeros((4, 2), np.uint8)
+    zeros[3, 1] = 17
+    codes, scales = np.zeros((4, 32), np.uint8), np.zeros((4, 2), np.float32)
+    with pytest.raises(ValueError, match=r"zero 17 at row 3, group 1 is above 16"):
+        _core.PackedWeight(codes, scales, zeros, 4, 16)
+
+
+def test_rejects_unknown_bits_and_activations(rng):
+    arrays = np.zeros((4, 32), np.uint8), np.ones((4, 1), np.float32), np.zeros((4, 1), np.uint8)
+    with pytest.raises(ValueError, match=r"bits is 5\. Use one of 2, 3, 4, 8"):
+        _core.PackedWeight(*arrays, 5, 32)
+    packed = _core.PackedWeight(*arrays, 4, 32)
+    with pytest.raises(ValueError, match=r'activations is "int4"'):
+        _core.packed_matmul(np.zeros((1, 32), np.float32), packed, activations="int4")
+    with pytest.raises(ValueError, match=r"x has 31 columns and weight has 32"):
+        _core.packed_matmul(np.zeros((1, 31), np.float32), packed)
+
+
+def test_rejects_scales_of_another_shape():
+    codes, zeros = np.zeros((4, 64), np.uint8), np.zeros((4, 2), np.uint8)
+    with pytest.raises(ValueError, match=r"scales has shape \(4, 1\), not \(4, 2\)"):
+        _core.PackedWeight(codes, np.zeros((4, 1), np.float32), zeros, 4, 32)
