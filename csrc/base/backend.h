@@ -5,10 +5,9 @@
 #include <string>
 #include <vector>
 
-namespace qcore {
+#include "base/backend_id.h"
 
-// From plainest to fastest. kAvx512 needs F, BW, VL, DQ, VNNI and BF16.
-enum class Backend { kRef = 0, kAvx2 = 1, kAvx512 = 2 };
+namespace qcore {
 
 const char* backend_name(Backend backend);
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "base/backend.h"
+#include "base/backend_id.h"
 #include "base/half.h"
 
 namespace qcore::kernels {
