@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "base/backend.h"
 #include "base/error.h"
 #include "bind/arrays.h"
 #include "bind/bind.h"
