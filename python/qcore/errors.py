@@ -1,7 +1,7 @@
 """The error catalogue: what can go wrong, under which name, and how it is told.
 
-Every error has a `code` (a word to search for), says where, what was found and what to do, and turns into a dictionary
-for `--json`. `docs/errors.md` explains each code; a test compares the two.
+Every error has a `code` (a word to search for), says where, what was found and what to do, and
+turns into a dictionary for `--json`. `docs/errors.md` explains each code; a test compares the two.
 """
 
 from __future__ import annotations
