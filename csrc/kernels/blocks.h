@@ -1,0 +1,48 @@
+// How the fast matrix products cut their work, and the memory they work in.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+namespace qcore::kernels {
+
+// Rows [row, row + rows) and outputs [output, output + outputs) of y; `output` is a multiple of
+// kPanelOutputs.
+struct Block {
+  int64_t row;
+  int64_t rows;
+  int64_t output;
+  int64_t outputs;
+};
+
+// Cuts y (n_tokens, out_features) into blocks and runs them in parallel. A block's result must not
+// depend on how it was cut.
+void for_each_block(int64_t n_tokens, int64_t out_features,
+                    const std::function<void(const Block&)>& body);
+
+// Uninitialized memory at a multiple of 64 bytes.
+class AlignedBuffer {
+ public:
+  AlignedBuffer() = default;
+  explicit AlignedBuffer(int64_t bytes);
+
+  int64_t bytes() const { return bytes_; }
+  template <typename T>
+  T* as(int64_t offset_bytes = 0) const {
+    return reinterpret_cast<T*>(data_.get() + offset_bytes);
+  }
+
+ private:
+  struct Free {
+    void operator()(uint8_t* data) const;
+  };
+  std::unique_ptr<uint8_t, Free> data_;
+  int64_t bytes_ = 0;
+};
+
+// At least `bytes` bytes that belong to the calling thread, kept for its next block. A body of
+// for_each_block asks once.
+const AlignedBuffer& thread_scratch(int64_t bytes);
+
+}  // namespace qcore::kernels

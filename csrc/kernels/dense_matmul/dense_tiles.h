@@ -1,0 +1,33 @@
+// What a fast backend of dense_matmul does for dense_matmul.cpp, which owns blocks and memory.
+#pragma once
+
+#include <cstdint>
+
+#include "base/half.h"
+#include "kernels/tile.h"
+
+namespace qcore::kernels {
+
+// Rows of a weight, (outputs, inputs), to be laid out as a panel.
+struct PanelSource {
+  const uint8_t* weight = nullptr;
+  int64_t stride_bytes = 0;
+  Dtype dtype = Dtype::kFloat32;
+  int64_t outputs = 0;
+  int64_t inputs = 0;
+};
+
+struct DenseTiles {
+  // Lays a weight out as float32 lines, or, for bfloat16, as lines of pairs; an odd last input is
+  // paired with zero. Outputs beyond the last one are zero up to the end of their strip.
+  void (*pack_floats)(const PanelSource& source, uint32_t* panel, int64_t strip_stride);
+  void (*pack_pairs)(const PanelSource& source, uint32_t* panel, int64_t strip_stride);
+  void (*multiply_floats)(const TileArgs& args);
+  void (*multiply_pairs)(const TileArgs& args);
+  void (*widen)(const Bf16* x, int64_t count, float* wide);
+};
+
+extern const DenseTiles kDenseTilesAvx2;
+extern const DenseTiles kDenseTilesAvx512;
+
+}  // namespace qcore::kernels

@@ -1,0 +1,107 @@
+// Vectors of 16 lanes for tile_product.h: AVX-512 F, BW, VL, DQ, VNNI, BF16. Only *_avx512.cpp
+// files include this.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels/tile.h"
+
+namespace {
+
+struct Simd {
+  using F = __m512;
+  using I = __m512i;
+  static constexpr int kLanes = 16;
+  static constexpr int kStrips = 4;     // strips that one tile takes
+  static constexpr int kFloatRows = 6;  // 6 x 4 sums, 4 weights, 1 x: 29 of 32 registers
+  static constexpr int kWordRows = 6;
+
+  static QCORE_INLINE F zero() { return _mm512_setzero_ps(); }
+  static QCORE_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
+  static QCORE_INLINE void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static QCORE_INLINE __mmask16 first(int64_t count) {
+    return static_cast<__mmask16>(count >= kLanes ? 0xffff : (1 << (count > 0 ? count : 0)) - 1);
+  }
+  // The first `count` lanes; the others are zero and their memory is left alone.
+  static QCORE_INLINE F load_first(const float* p, int64_t count) {
+    return _mm512_maskz_loadu_ps(first(count), p);
+  }
+  static QCORE_INLINE void store_first(float* p, F v, int64_t count) {
+    _mm512_mask_storeu_ps(p, first(count), v);
+  }
+  static QCORE_INLINE F spread(float v) { return _mm512_set1_ps(v); }
+  static QCORE_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static QCORE_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static QCORE_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+
+  static QCORE_INLINE I load_words(const void* p) { return _mm512_loadu_si512(p); }
+  static QCORE_INLINE void store_words(void* p, I v) { _mm512_storeu_si512(p, v); }
+  static QCORE_INLINE I spread_word(int32_t v) { return _mm512_set1_epi32(v); }
+  static QCORE_INLINE I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static QCORE_INLINE I mul_words(I a, I b) { return _mm512_mullo_epi32(a, b); }
+  static QCORE_INLINE I both(I a, I b) { return _mm512_and_si512(a, b); }
+  static QCORE_INLINE I either(I a, I b) { return _mm512_or_si512(a, b); }
+  static QCORE_INLINE I shift_right(I a, int n) {
+    return _mm512_srli_epi32(a, static_cast<unsigned>(n));
+  }
+  static QCORE_INLINE F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+  static QCORE_INLINE I bits(F v) { return _mm512_castps_si512(v); }
+
+  // 16 values of another type as float32 or int32.
+  static QCORE_INLINE F load_bf16(const void* p) {
+    const __m256i half = _mm256_loadu_si256(static_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+  }
+  static QCORE_INLINE F load_f16(const void* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+  }
+  static QCORE_INLINE I load_bytes(const void* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+
+  // sum + x · w over pairs, the odd input first (vdpbf16ps; subnormal numbers count as zero).
+  static QCORE_INLINE F dot_pairs(F sum, I x, I w) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x);
+  }
+  // sum + Σ code · x over four uint8 codes and int8 x.
+  template <bool kWide>
+  static QCORE_INLINE I dot_codes(I sum, I codes, I x) {
+    return _mm512_dpbusd_epi32(sum, codes, x);
+  }
+
+  static QCORE_INLINE void transpose(F (&r)[16]) {
+    F t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    // After this, r[4q + j] holds in each 128-bit quarter l the four rows 4q … 4q + 3 of column
+    // 4l + j.
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      const auto d = [&](int k) { return _mm512_castps_pd(t[i + k]); };
+      r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(d(0), d(2)));
+      r[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(d(0), d(2)));
+      r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(d(1), d(3)));
+      r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(d(1), d(3)));
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const F even_top = _mm512_shuffle_f32x4(r[j], r[4 + j], 0x88);
+      const F odd_top = _mm512_shuffle_f32x4(r[j], r[4 + j], 0xdd);
+      const F even_bottom = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0x88);
+      const F odd_bottom = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0xdd);
+      t[j] = _mm512_shuffle_f32x4(even_top, even_bottom, 0x88);
+      t[4 + j] = _mm512_shuffle_f32x4(odd_top, odd_bottom, 0x88);
+      t[8 + j] = _mm512_shuffle_f32x4(even_top, even_bottom, 0xdd);
+      t[12 + j] = _mm512_shuffle_f32x4(odd_top, odd_bottom, 0xdd);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) r[i] = t[i];
+  }
+};
+
+}  // namespace
