@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import DTYPES, data_folder, some_tensors, write_folder, write_shards
+from safetensors.numpy import load_file
+
 from qcore.checkpoint import open_checkpoint
 from qcore.errors import FormatError, QcoreWarning, SourceChangedError
-from safetensors.numpy import load_file
 
 MODELS = data_folder() / "models"
 needs_models = pytest.mark.skipif(not MODELS.is_dir(), reason=f"no shared models in {MODELS}")

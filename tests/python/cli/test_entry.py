@@ -205,7 +205,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         "sys.exit(main(['doctor']))\n"
     )
     done = subprocess.run(
-        ["bash", "-c", f'"$0" -c "$1" | head -n 1; exit ${{PIPESTATUS[0]}}', sys.executable, code],
+        ["bash", "-c", '"$0" -c "$1" | head -n 1; exit ${PIPESTATUS[0]}', sys.executable, code],
         capture_output=True,
         text=True,
     )

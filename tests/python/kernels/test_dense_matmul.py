@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from backends import backends_of, forced_backend, forced_threads
+
 from qcore import _core
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

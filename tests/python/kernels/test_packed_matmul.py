@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from backends import backends_of, forced_backend, forced_threads
+
 from qcore import _core
 
 BACKENDS = backends_of("packed_matmul")
