@@ -1,8 +1,71 @@
 // The functions of the floor `calib`, as Python sees them.
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <vector>
+
+#include "base/backend.h"
+#include "base/error.h"
+#include "bind/arrays.h"
 #include "bind/bind.h"
+#include "calib/hessian.h"
 
 namespace qcore::bind {
+namespace {
 
-void bind_calib(py::module_& /*module*/) {}
+using calib::Hessian;
+
+void update(Hessian& self, const py::array& x, const std::optional<py::array>& token_weights) {
+  const AnyMatrixView view = as_any_matrix(x, "x");
+  const float* weights =
+      token_weights ? as_vector<float>(*token_weights, "token_weights", view.rows) : nullptr;
+  const py::gil_scoped_release nogil;
+  self.update(view, weights, active_backend());
+}
+
+py::array_t<double> hessian(const Hessian& self) {
+  auto out = new_array<double>({self.in_features(), self.in_features()});
+  double* data = out.mutable_data();
+  const py::gil_scoped_release nogil;
+  self.hessian(data, active_backend());
+  return out;
+}
+
+template <typename T>
+py::array_t<T> vector_array(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+// The mean over the weights; zeros when no token of positive weight was seen.
+py::array_t<double> abs_mean(const Hessian& self) {
+  std::vector<double> mean = self.abs_sum();
+  const double total = self.weight_sum();
+  for (double& value : mean) value = total > 0.0 ? value / total : 0.0;
+  return vector_array(mean);
+}
+
+Hessian merge(const std::vector<Hessian>& parts) {
+  const py::gil_scoped_release nogil;
+  return Hessian::merge(parts, active_backend());
+}
+
+}  // namespace
+
+void bind_calib(py::module_& module) {
+  py::class_<Hessian>(module, "Hessian", "Statistics of the input of linear layers.")
+      .def(py::init<int64_t>(), py::arg("in_features"))
+      .def("update", &update, py::arg("x"), py::arg("token_weights") = py::none(),
+           "Adds rows of activations, each with its weight (1 when none are given).")
+      .def("hessian", &hessian, "(2 / Σw) · Σ w xᵀx, float64, both triangles.")
+      .def_static("merge", &merge, py::arg("parts"), "The sum of all parts, left to right.")
+      .def_property_readonly("in_features", &Hessian::in_features)
+      .def_property_readonly("n_tokens", &Hessian::n_tokens, "Rows seen, unweighted.")
+      .def_property_readonly("weight_sum", &Hessian::weight_sum)
+      .def_property_readonly("weight_sq_sum", &Hessian::weight_sq_sum)
+      .def_property_readonly("abs_mean", &abs_mean, "Weighted mean of |x| per channel.")
+      .def_property_readonly(
+          "abs_max", [](const Hessian& self) { return vector_array(self.abs_max()); },
+          "Largest |x| per channel.");
+}
 
 }  // namespace qcore::bind

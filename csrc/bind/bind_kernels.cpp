@@ -9,7 +9,11 @@
 #include "bind/arrays.h"
 #include "bind/bind.h"
 #include "bind/packed_weight.h"
+#include "kernels/attention/attention.h"
+#include "kernels/compare_logits/compare_logits.h"
 #include "kernels/dense_matmul/dense_matmul.h"
+#include "kernels/elementwise/elementwise.h"
+#include "kernels/gram/gram.h"
 #include "kernels/packed_matmul/packed_matmul.h"
 
 namespace qcore::bind {
@@ -115,6 +119,10 @@ struct KernelRow {
 constexpr KernelRow kKernels[] = {
     {"dense_matmul", &kernels::dense_matmul_backend},
     {"packed_matmul", &kernels::packed_matmul_backend},
+    {"gram", &kernels::gram_backend},
+    {"attention", &kernels::attention_backend},
+    {"elementwise", &kernels::elementwise_backend},
+    {"compare_logits", &kernels::compare_logits_backend},
 };
 
 const char* kernel_backend(const std::string& name) {

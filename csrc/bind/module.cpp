@@ -64,6 +64,7 @@ PYBIND11_MODULE(_core, module) {
   bind_base(module);
   bind_quant(module);
   bind_kernels(module);
+  bind_activations(module);
   bind_calib(module);
   bind_solve(module);
   bind_model(module);

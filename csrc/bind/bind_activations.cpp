@@ -1,0 +1,212 @@
+// The kernels that work on activations, as Python sees them; private, for the tests and `eval`.
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/backend.h"
+#include "base/error.h"
+#include "bind/arrays.h"
+#include "bind/bind.h"
+#include "kernels/attention/attention.h"
+#include "kernels/compare_logits/compare_logits.h"
+#include "kernels/elementwise/elementwise.h"
+#include "kernels/gram/gram.h"
+
+namespace qcore::bind {
+namespace {
+
+py::array_t<double> gram(const py::array& x, double factor) {
+  const AnyMatrixView view = as_any_matrix(x, "x");
+  py::array_t<double> out =
+      py::module_::import("numpy").attr("zeros")(py::make_tuple(view.columns, view.columns));
+  const kernels::GramArgs args{view.data,    view.dtype, view.row_stride,   view.rows,
+                               view.columns, factor,     out.mutable_data()};
+  const py::gil_scoped_release nogil;
+  kernels::gram(args, active_backend());
+  return out;
+}
+
+// Rows of q and of k that belong to each sequence, as pointers into the stacked matrices.
+std::vector<kernels::AttentionSequence> cut_sequences(const MatrixView<const float>& q,
+                                                      const MatrixView<const float>& k,
+                                                      const MatrixView<const float>& v,
+                                                      const MatrixView<float>& out,
+                                                      const std::vector<int64_t>& n_queries,
+                                                      const std::vector<int64_t>& n_keys) {
+  if (n_queries.size() != n_keys.size()) {
+    throw ArgumentError(message("n_queries names ", n_queries.size(), " sequences and n_keys ",
+                                n_keys.size(), ". They must be as many."));
+  }
+  std::vector<kernels::AttentionSequence> sequences;
+  int64_t query = 0;
+  int64_t key = 0;
+  for (size_t s = 0; s < n_queries.size(); ++s) {
+    if (n_queries[s] < 0 || n_keys[s] < 0 || n_queries[s] > q.rows - query ||
+        n_keys[s] > k.rows - key) {
+      throw ArgumentError("n_queries or n_keys add up to more rows than q or k has.");
+    }
+    sequences.push_back(
+        {q.row(query), k.row(key), v.row(key), out.row(query), n_queries[s], n_keys[s]});
+    query += n_queries[s];
+    key += n_keys[s];
+  }
+  if (query != q.rows || key != k.rows) {
+    throw ArgumentError(message("n_queries and n_keys add up to ", query, " and ", key,
+                                " rows; q has ", q.rows, " and k ", k.rows, "."));
+  }
+  return sequences;
+}
+
+py::array_t<float> attention(const py::array& q, const py::array& k, const py::array& v,
+                             const std::vector<int64_t>& n_queries,
+                             const std::vector<int64_t>& n_keys, int64_t n_heads,
+                             int64_t n_kv_heads, float scale, float softcap, int64_t window) {
+  const auto qs = as_matrix<float>(q, "q");
+  const auto ks = as_matrix<float>(k, "k");
+  const auto vs = as_matrix<float>(v, "v");
+  if (n_heads < 1 || n_kv_heads < 1 || qs.columns % n_heads != 0) {
+    throw ArgumentError(message("q has ", qs.columns, " columns for ", n_heads, " heads."));
+  }
+  const int64_t head_dim = qs.columns / n_heads;
+  require_shape(k, "k", -1, n_kv_heads * head_dim);
+  require_shape(v, "v", ks.rows, n_kv_heads * head_dim);
+  if (ks.rows > 1 && ks.row_stride != vs.row_stride) {
+    throw DtypeError("k and v have different strides. Pass both C-contiguous.");
+  }
+  auto out = new_array<float>({qs.rows, qs.columns});
+  const auto outs = matrix_view(out.mutable_data(), qs.rows, qs.columns);
+  const auto sequences = cut_sequences(qs, ks, vs, outs, n_queries, n_keys);
+  const kernels::AttentionArgs args{sequences.data(),
+                                    static_cast<int64_t>(sequences.size()),
+                                    n_heads,
+                                    n_kv_heads,
+                                    head_dim,
+                                    qs.row_stride,
+                                    ks.row_stride,
+                                    outs.row_stride,
+                                    scale,
+                                    softcap,
+                                    window};
+  const py::gil_scoped_release nogil;
+  kernels::attention(args, active_backend());
+  return out;
+}
+
+py::array_t<float> rms_norm(const py::array& x, const py::array& weight, float eps) {
+  const auto xs = as_matrix<float>(x, "x");
+  const float* w = as_vector<float>(weight, "weight", xs.columns);
+  auto out = new_array<float>({xs.rows, xs.columns});
+  const kernels::RmsNormArgs args{xs.data,    xs.row_stride, w,         eps, out.mutable_data(),
+                                  xs.columns, xs.rows,       xs.columns};
+  const py::gil_scoped_release nogil;
+  kernels::rms_norm(args, active_backend());
+  return out;
+}
+
+void rotary(py::array x, const py::array& cos, const py::array& sin, const py::array& positions,
+            int64_t n_heads) {
+  const auto xs = as_output_matrix<float>(x, "x");
+  const auto cosines = as_matrix<float>(cos, "cos");
+  const auto sines = as_matrix<float>(sin, "sin");
+  require_shape(sin, "sin", cosines.rows, cosines.columns);
+  const int64_t* rows = as_vector<int64_t>(positions, "positions", xs.rows);
+  if (n_heads < 1 || xs.columns % n_heads != 0) {
+    throw ArgumentError(message("x has ", xs.columns, " columns for ", n_heads, " heads."));
+  }
+  if (cosines.row_stride != cosines.columns || sines.row_stride != sines.columns) {
+    throw DtypeError("cos or sin is not C-contiguous. Pass np.ascontiguousarray of it.");
+  }
+  for (int64_t r = 0; r < xs.rows; ++r) {
+    if (rows[r] >= 0 && rows[r] < cosines.rows) continue;
+    throw ArgumentError(
+        message("positions[", r, "] is ", rows[r], "; cos has ", cosines.rows, " rows."));
+  }
+  const kernels::RotaryArgs args{xs.data,    xs.row_stride,        xs.rows,
+                                 n_heads,    xs.columns / n_heads, cosines.data,
+                                 sines.data, cosines.columns,      rows};
+  const py::gil_scoped_release nogil;
+  kernels::rotary(args, active_backend());
+}
+
+kernels::Activation activation_named(const std::string& name) {
+  if (name == "silu") return kernels::Activation::kSilu;
+  if (name == "gelu_tanh") return kernels::Activation::kGeluTanh;
+  if (name == "gelu") return kernels::Activation::kGelu;
+  throw ArgumentError(message("activation is \"", name, "\". Use one of: silu, gelu_tanh, gelu."));
+}
+
+py::array_t<float> gated_activation(const py::array& gate, const py::array& up,
+                                    const std::string& activation) {
+  const auto gates = as_matrix<float>(gate, "gate");
+  const auto ups = as_matrix<float>(up, "up");
+  require_shape(up, "up", gates.rows, gates.columns);
+  auto out = new_array<float>({gates.rows, gates.columns});
+  const kernels::GatedActivationArgs args{
+      gates.data,     gates.row_stride,   ups.data,
+      ups.row_stride, out.mutable_data(), gates.columns,
+      gates.rows,     gates.columns,      activation_named(activation)};
+  const py::gil_scoped_release nogil;
+  kernels::gated_activation(args, active_backend());
+  return out;
+}
+
+const float* contiguous_logits(const py::array& array, const char* name, int64_t rows,
+                               int64_t vocabulary) {
+  const auto view = as_matrix<float>(array, name);
+  require_shape(array, name, rows, vocabulary);
+  if (view.rows > 1 && view.row_stride != view.columns) {
+    throw DtypeError(message(name, " is not C-contiguous. Pass np.ascontiguousarray(", name, ")."));
+  }
+  return view.data;
+}
+
+py::dict compare_logits(const py::array& base, const std::optional<py::array>& other,
+                        const py::array& targets) {
+  kernels::CompareLogitsArgs args;
+  args.base = contiguous_logits(base, "base", -1, -1);
+  args.rows = base.shape(0);
+  args.vocabulary = base.shape(1);
+  if (other) args.other = contiguous_logits(*other, "other", args.rows, args.vocabulary);
+  args.targets = as_vector<int64_t>(targets, "targets", args.rows);
+  py::dict results;
+  const auto add = [&](const char* name) {
+    auto array = new_array<double>({args.rows});
+    results[name] = array;
+    return array.mutable_data();
+  };
+  args.base_nll = add("base_nll");
+  args.base_top_probability = add("base_top_probability");
+  if (other) {
+    args.other_nll = add("other_nll");
+    args.kl = add("kl");
+    auto same = new_array<uint8_t>({args.rows});
+    results["same_top"] = same;
+    args.same_top = same.mutable_data();
+  }
+  const py::gil_scoped_release nogil;
+  kernels::compare_logits(args, active_backend());
+  return results;
+}
+
+}  // namespace
+
+void bind_activations(py::module_& module) {
+  module.def("gram", &gram, py::arg("x"), py::arg("factor") = 1.0,
+             "factor · xᵀ · x in float64, upper triangle; zeros below.");
+  module.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"),
+             py::arg("n_queries"), py::arg("n_keys"), py::arg("n_heads"), py::arg("n_kv_heads"),
+             py::arg("scale"), py::arg("softcap") = 0.0f, py::arg("window") = 0,
+             "Causal attention over sequences stacked row by row.");
+  module.def("rms_norm", &rms_norm, py::arg("x"), py::arg("weight"), py::arg("eps"),
+             "weight · x / sqrt(mean(x²) + eps), row by row.");
+  module.def("rotary", &rotary, py::arg("x"), py::arg("cos"), py::arg("sin"), py::arg("positions"),
+             py::arg("n_heads"), "Rotates the heads of x in place.");
+  module.def("gated_activation", &gated_activation, py::arg("gate"), py::arg("up"),
+             py::arg("activation") = "silu", "activation(gate) · up.");
+  module.def("compare_logits", &compare_logits, py::arg("base"), py::arg("other"),
+             py::arg("targets"), "How far other's next-token distributions are from base's.");
+}
+
+}  // namespace qcore::bind

@@ -1,0 +1,59 @@
+#include "kernels/elementwise/elementwise.h"
+
+#include <algorithm>
+
+#include "base/dispatch.h"
+#include "base/error.h"
+#include "base/parallel.h"
+#include "kernels/elementwise/elementwise_backends.h"
+
+namespace qcore::kernels {
+namespace {
+
+// A piece of work for one thread, in elements: some ten microseconds, well above what starting a
+// thread costs.
+constexpr int64_t kElementsPerItem = 16384;
+
+template <typename Args>
+using RowsFunction = void (*)(const Args&, int64_t, int64_t);
+
+template <typename Args>
+void by_rows(const Args& args, int64_t columns, RowsFunction<Args> rows) {
+  const int64_t step = std::max<int64_t>(1, kElementsPerItem / std::max<int64_t>(1, columns));
+  parallel_blocks(args.rows, step, [&](int64_t begin, int64_t end) { rows(args, begin, end); });
+}
+
+BackendTable<RowsFunction<RmsNormArgs>> rms_norm_table() {
+  return {&rms_norm_ref, nullptr, nullptr};
+}
+
+BackendTable<RowsFunction<RotaryArgs>> rotary_table() { return {&rotary_ref, nullptr, nullptr}; }
+
+BackendTable<RowsFunction<GatedActivationArgs>> gated_activation_table() {
+  return {&gated_activation_ref, nullptr, nullptr};
+}
+
+}  // namespace
+
+// The three kernels have the same backends.
+Backend elementwise_backend(Backend wanted) { return rms_norm_table().resolve(wanted); }
+
+void rms_norm(const RmsNormArgs& args, Backend backend) {
+  by_rows(args, args.columns, rms_norm_table()[backend]);
+}
+
+void rotary(const RotaryArgs& args, Backend backend) {
+  if (args.n_frequencies < 0 || 2 * args.n_frequencies > args.head_dim) {
+    throw ArgumentError(message("rotary: ", args.n_frequencies, " frequencies turn ",
+                                2 * args.n_frequencies, " entries and head_dim is ", args.head_dim,
+                                ". Pass at most head_dim / 2 frequencies."));
+  }
+  by_rows(args, args.n_heads * args.head_dim, rotary_table()[backend]);
+}
+
+void gated_activation(const GatedActivationArgs& args, Backend backend) {
+  const Backend able = args.activation == Activation::kGelu ? Backend::kRef : backend;
+  by_rows(args, args.columns, gated_activation_table()[able]);
+}
+
+}  // namespace qcore::kernels
