@@ -1,0 +1,213 @@
+"""The shapes a row can have, and what is wrong with a row that has none of them.
+
+Three are read: `messages` (a conversation), `text` (prose, no template) and `token_ids` (integers,
+used as they are).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from qcore.errors import CalibrationError, escaped
+
+Shape: TypeAlias = Literal["messages", "text", "token_ids"]
+Message: TypeAlias = dict[str, Any]
+TokenArray: TypeAlias = npt.NDArray[np.int64]
+
+SHAPES: tuple[Shape, ...] = get_args(Shape)
+# Keys of shapes that exist elsewhere, for a message that names them.
+_KNOWN_ELSEWHERE = {
+    "conversations": "sharegpt",
+    "turns": "turns",
+    "prompt": "pair",
+    "question": "pair",
+    "instruction": "alpaca",
+    "request": "request log",
+    "chosen": "preference",
+}
+ACCEPTED = (
+    '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}, '
+    '{"text": "..."} or {"input_ids": [1, 2, ...]}'
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text of the data.
+
+    Attributes:
+        shape: which of the other members is set.
+        where: file and line, or the index in an iterable.
+        id: SHA-256 of the content, hexadecimal; equal rows have equal ids.
+        messages: the conversation, consecutive turns of one speaker joined.
+        tools: tool descriptions that came with it.
+        text: prose.
+        tokens: given ids.
+    """
+
+    shape: Shape
+    where: str
+    id: str
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Any, ...] = ()
+    text: str = ""
+    tokens: TokenArray | None = None
+
+
+class BadRowError(ValueError):
+    """A row that fits no shape; the text says why."""
+
+
+class EmptyRowError(ValueError):
+    """A row of a known shape with nothing in it."""
+
+
+def row_of_mapping(
+    value: Mapping[str, Any], where: str, shape: Shape | None, notes: Counter[str]
+) -> Row:
+    """The row in a mapping: of the wanted shape if it has that one, else of the first it has."""
+    candidates: dict[Shape, Any] = {}
+    if "messages" in value:
+        candidates["messages"] = value["messages"]
+    for key in ("text", "content"):
+        if isinstance(value.get(key), str) and "role" not in value:
+            candidates.setdefault("text", value[key])
+    for key in ("input_ids", "token_ids"):
+        if key in value:
+            candidates.setdefault("token_ids", value[key])
+    if not candidates:
+        raise BadRowError(_no_shape(value))
+    chosen: Shape = shape if shape in candidates else next(iter(candidates))
+    if chosen == "messages":
+        return _messages_row(candidates["messages"], value.get("tools"), where, notes)
+    if chosen == "text":
+        return text_row(candidates["text"], where)
+    return token_row(candidates["token_ids"], where)
+
+
+def _no_shape(value: Mapping[str, Any]) -> str:
+    keys = ", ".join(escaped(str(key), 40) for key in list(value)[:12])
+    known = next((name for key, name in _KNOWN_ELSEWHERE.items() if key in value), None)
+    hint = f" (looks like {known}: turn it into messages)" if known else ""
+    return f"keys {keys or 'none'}{hint}"
+
+
+def text_row(text: str, where: str) -> Row:
+    """Prose."""
+    if not text.strip():
+        raise EmptyRowError
+    return Row("text", where, _digest({"text": text}, where), text=text)
+
+
+def _messages_row(messages: object, tools: object, where: str, notes: Counter[str]) -> Row:
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
+        raise BadRowError(f"messages is a {type(messages).__name__}, not a list")
+    if not messages:
+        raise EmptyRowError
+    turns: list[Message] = []
+    for index, message in enumerate(messages):
+        turn = _message(message, index)
+        if turns and _can_join(turns[-1], turn):
+            turns[-1] = {**turns[-1], "content": f"{turns[-1]['content']}\n{turn['content']}"}
+            notes["turns of one speaker joined"] += 1
+        else:
+            turns.append(turn)
+    if not any(turn.get("content") or turn.get("tool_calls") for turn in turns):
+        raise EmptyRowError
+    if tools is not None and not isinstance(tools, list):
+        raise BadRowError(f"tools is a {type(tools).__name__}, not a list")
+    identity = {"messages": turns, **({"tools": tools} if tools else {})}
+    return Row(
+        "messages",
+        where,
+        _digest(identity, where),
+        messages=tuple(turns),
+        tools=tuple(tools or ()),
+    )
+
+
+def _message(message: object, index: int) -> Message:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise BadRowError(f"message {index} is not an object with a role")
+    content = message.get("content")
+    if not (content is None or isinstance(content, (str, list))):
+        raise BadRowError(f"the content of message {index} is a {type(content).__name__}, not text")
+    # A key that is null reads like an absent one; templates trip over the former (transformers does
+    # the same).
+    return {key: item for key, item in message.items() if item is not None}
+
+
+def _can_join(before: Message, after: Message) -> bool:
+    return before["role"] in ("system", "user", "assistant") and all(
+        set(turn) == {"role", "content"}
+        and turn["role"] == before["role"]
+        and isinstance(turn["content"], str)
+        for turn in (before, after)
+    )
+
+
+def token_row(value: object, where: str) -> Row:
+    """Integers from a list, a buffer or DLPack."""
+    try:
+        array = np.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(value)
+    except (TypeError, ValueError, RuntimeError, BufferError, OverflowError):
+        array = np.empty(0, dtype=object)
+    if array.size == 0 and isinstance(value, (list, tuple, np.ndarray)) and len(value) == 0:
+        raise EmptyRowError
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        bad = _first_not_integer(value)
+        if bad is None:
+            raise BadRowError(f"a {type(value).__name__}, not a dict, a string or integers")
+        raise token_error(where, bad[0], bad[1], "an integer")
+    tokens = array.astype(np.int64)
+    tokens.setflags(write=False)
+    digest = hashlib.sha256(b"token_ids" + tokens.astype("<i8").tobytes()).hexdigest()
+    return Row("token_ids", where, digest, tokens=tokens)
+
+
+def _first_not_integer(value: object) -> tuple[int, object] | None:
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        return None
+    for position, item in enumerate(value):
+        if isinstance(item, bool) or not isinstance(item, (int, np.integer)):
+            return position, item
+        if not -(2**63) <= int(item) < 2**63:
+            return position, item
+    return None
+
+
+def token_error(where: str, position: int, found: object, needed: str) -> CalibrationError:
+    """TOKEN_OUT_OF_RANGE for one id."""
+    return CalibrationError(
+        f"{where}, position {position}: token {escaped(repr(found), 60)} is not {needed}.",
+        code="TOKEN_OUT_OF_RANGE",
+        where=f"{where}, position {position}",
+        found=escaped(repr(found), 60),
+        needed=needed,
+        remedy="Tokenize with the tokenizer of this model, or give text instead of ids.",
+    )
+
+
+def _digest(identity: Mapping[str, Any], where: str) -> str:
+    try:
+        text = json.dumps(identity, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    except UnicodeEncodeError as error:
+        raise CalibrationError(
+            f"{where} holds a lone surrogate (U+{ord(error.object[error.start]):04X}), "
+            "which no UTF-8 text can hold.",
+            code="CALIB_UTF8",
+            where=where,
+            found=f"U+{ord(error.object[error.start]):04X}",
+            remedy="Remove it, or repair the program that cut an emoji in two.",
+        ) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRowError(f"not plain JSON ({escaped(str(error), 120)})") from None
