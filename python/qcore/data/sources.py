@@ -119,12 +119,11 @@ class SourceFile:
             return
         form: Literal["text", "jsonl"] = "text" if suffix in TEXT_SUFFIXES else "jsonl"
         number = 0
-        while line := stream.readline(MAX_LINE_BYTES + 1):
+        # Two bytes more than the limit: room for the end of the line.
+        while line := stream.readline(MAX_LINE_BYTES + 2):
             number += 1
             where = f"{self.name}:{number}"
-            if len(line.rstrip(b"\r\n")) > MAX_LINE_BYTES or (
-                len(line) > MAX_LINE_BYTES and not line.endswith(b"\n")
-            ):
+            if len(line.rstrip(b"\r\n")) > MAX_LINE_BYTES:
                 raise FormatError(
                     f"{where} is longer than {MAX_LINE_BYTES} bytes.",
                     code="LIMIT_LINE",
