@@ -22,6 +22,10 @@ const char* dtype_name<uint8_t>() {
   return "uint8";
 }
 template <>
+const char* dtype_name<int32_t>() {
+  return "int32";
+}
+template <>
 const char* dtype_name<int64_t>() {
   return "int64";
 }
@@ -139,6 +143,7 @@ void require_shape(const py::array& array, const char* name, int64_t rows, int64
 template MatrixView<const float> as_matrix<float>(const py::array&, const char*);
 template MatrixView<const double> as_matrix<double>(const py::array&, const char*);
 template MatrixView<const uint8_t> as_matrix<uint8_t>(const py::array&, const char*);
+template MatrixView<const int32_t> as_matrix<int32_t>(const py::array&, const char*);
 template MatrixView<const int64_t> as_matrix<int64_t>(const py::array&, const char*);
 template MatrixView<float> as_output_matrix<float>(py::array&, const char*);
 template MatrixView<double> as_output_matrix<double>(py::array&, const char*);

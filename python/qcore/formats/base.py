@@ -1,0 +1,265 @@
+"""What every format can do: say whether a recipe fits, give sizes beforehand, encode a layer, write its config.
+
+Words of this folder: N = out_features, K = in_features, G = n_groups. A *suffix* is what follows the layer's name in
+the file ("qweight" in "model.layers.0.mlp.up_proj.qweight"). `docs/formats.md` shows every layout bit by bit.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+from qcore.errors import ArgumentError, NumericalError, RecipeError
+from qcore.spec import Array, Float32Array, QuantizedLinear, QuantSpec, ScaleDtype
+
+# dtype by our name, and shape, of a tensor that is not written yet.
+TensorSpec: TypeAlias = tuple[str, tuple[int, ...]]
+
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int64": np.dtype(np.int64),
+    "int32": np.dtype(np.int32),
+    "int16": np.dtype(np.int16),
+    "int8": np.dtype(np.int8),
+    "uint8": np.dtype(np.uint8),
+    "bool": np.dtype(np.bool_),
+}
+
+# Linears that runtimes fuse at load; an exception for all members must also be found under the fused name.
+FUSED_NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("qkv_proj", ("q_proj", "k_proj", "v_proj")),
+    ("gate_up_proj", ("gate_proj", "up_proj")),
+)
+
+# How many layers an error names before it counts the rest.
+_NAMED_LAYERS = 6
+
+
+class LinearShape(Protocol):
+    """The part of a linear's plan that a format looks at."""
+
+    @property
+    def name(self) -> str:
+        """The module, without ".weight"."""
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the weight."""
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the weight."""
+
+
+class Misfit(NamedTuple):
+    """Why a layer does not fit a format: code of the catalogue, what is wrong, what would be right."""
+
+    code: str
+    text: str
+    needed: str
+
+
+class Format(ABC):
+    """One layout on disk. Formats hold no state; `FORMATS` has one of each."""
+
+    name: ClassVar[str]
+    quant_method: ClassVar[str]
+    bits: ClassVar[tuple[int, ...]]
+
+    @abstractmethod
+    def scale_dtype(self, model_dtype: str) -> ScaleDtype:
+        """The dtype in which this format stores scales for a model of that dtype. Codes are chosen with it."""
+
+    @abstractmethod
+    def misfits(self, spec: QuantSpec, linear: LinearShape) -> list[Misfit]:
+        """Why this layer cannot be stored, beyond what every format needs."""
+
+    def per_layer_misfits(self, default: QuantSpec, spec: QuantSpec) -> list[Misfit]:
+        """Why this layer may not differ from the default grid; most formats let it."""
+        del default, spec
+        return []
+
+    @abstractmethod
+    def tensors(
+        self, out_features: int, in_features: int, spec: QuantSpec
+    ) -> dict[str, TensorSpec]:
+        """Suffix -> (dtype, shape): exact sizes before any data exists. A bias stays a plain tensor of the model."""
+
+    @abstractmethod
+    def encode(self, layer: QuantizedLinear) -> dict[str, Array]:
+        """Suffix -> array, as `tensors` announced them.
+
+        Raises:
+            RecipeError: the format has no way to store this layer (FORMAT_TARGET, PACK_INDIVISIBLE).
+            NumericalError: a scale is not exact in the format's dtype; choose codes with the stored value.
+        """
+
+    @abstractmethod
+    def quantization_config(
+        self,
+        default: QuantSpec,
+        overrides: Mapping[str, QuantSpec],
+        kept: Sequence[str],
+        *,
+        damp_ratio: float = 0.03,
+        quantizer: str = "qcore",
+    ) -> dict[str, Any]:
+        """The `quantization_config` of config.json.
+
+        Args:
+            default: grid of every quantized layer that `overrides` does not name.
+            overrides: layer name -> its own grid.
+            kept: linears that stay dense, by module name.
+            damp_ratio: what GPTQ's readers find as "damp_percent".
+            quantizer: who made the file, "qcore:<version>".
+        """
+
+    def files(self, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
+        """Further files that readers of this format look for, by name."""
+        del quantization_config
+        return {}
+
+    def check(
+        self,
+        spec: QuantSpec,
+        linears: Iterable[LinearShape],
+        overrides: Mapping[str, QuantSpec] | None = None,
+    ) -> None:
+        """Looks at every layer before any work is done and tells all misfits at once.
+
+        Raises:
+            RecipeError: FORMAT_TARGET, GROUP_INDIVISIBLE or PACK_INDIVISIBLE; the first kind found gives the code.
+        """
+        layers_of: dict[Misfit, list[str]] = {}
+        for linear in linears:
+            own = (overrides or {}).get(linear.name, spec)
+            for misfit in self._all_misfits(spec, own, linear):
+                layers_of.setdefault(misfit, []).append(linear.name)
+        if not layers_of:
+            return
+        order = ("FORMAT_TARGET", "GROUP_INDIVISIBLE", "PACK_INDIVISIBLE")
+        found = sorted(layers_of.items(), key=lambda item: order.index(item[0][0]))
+        raise RecipeError(
+            f"The format {self.name} cannot hold this recipe: "
+            + "; ".join(f"{text} ({_some(names)})" for (_, text, _), names in found)
+            + ".",
+            code=found[0][0][0],
+            where=", ".join(sorted({name for _, names in found for name in names})),
+            found=[text for (_, text, _), _ in found],
+            needed=[needed for (_, _, needed), _ in found],
+            remedy="Use " + "; ".join(dict.fromkeys(needed for (_, _, needed), _ in found)) + ".",
+        )
+
+    def _all_misfits(
+        self, default: QuantSpec, spec: QuantSpec, linear: LinearShape
+    ) -> list[Misfit]:
+        if spec.bits not in self.bits:
+            return [
+                Misfit(
+                    "FORMAT_TARGET",
+                    f"it stores {_either(self.bits)} bits, not {spec.bits}",
+                    f"{_either(self.bits)} bits, or a format that holds {spec.bits}",
+                )
+            ]
+        try:
+            spec.resolved_group_size(linear.in_features)
+        except RecipeError as error:
+            return [Misfit("GROUP_INDIVISIBLE", str(error.message).rstrip("."), str(error.remedy))]
+        return [*self.per_layer_misfits(default, spec), *self.misfits(spec, linear)]
+
+    def require(self, layer: QuantizedLinear) -> None:
+        """Checks one finished layer: `check` for a layer without a name, then its arrays."""
+        shape = AnonymousLinear(layer.out_features, layer.in_features)
+        self.check(layer.spec, [shape])
+        n_groups = layer.scales.shape[1] if layer.scales.ndim == 2 else -1
+        wanted = (layer.out_features, n_groups)
+        if layer.scales.shape != wanted or layer.zeros.shape != wanted or n_groups < 1:
+            raise ArgumentError(
+                f"scales {layer.scales.shape} and zeros {layer.zeros.shape} do not belong to codes "
+                f"{layer.codes.shape}."
+            )
+        if layer.in_features % n_groups or (
+            layer.spec.group_size not in (-1, layer.in_features // n_groups)
+            or (layer.spec.group_size == -1 and n_groups != 1)
+        ):
+            raise ArgumentError(
+                f"{n_groups} groups of {layer.in_features} inputs are not groups of {layer.spec.group_size}."
+            )
+        middle = 1 << (layer.spec.bits - 1)
+        if layer.spec.symmetric and not (layer.zeros == middle).all():
+            raise ArgumentError(f"The layer is symmetric, but a zero is not {middle}.")
+
+
+class AnonymousLinear:
+    """A shape without a name, for a layer that comes from no checkpoint."""
+
+    name = "layer"
+
+    def __init__(self, out_features: int, in_features: int) -> None:
+        self.out_features = out_features
+        self.in_features = in_features
+
+
+def stored_scales(scales: Float32Array, dtype: ScaleDtype) -> Array:
+    """(N, G) scales in the file's dtype; exact, because the codes were chosen with the stored value."""
+    stored = scales.astype(NUMPY_DTYPES[dtype])
+    exact = stored.astype(np.float32) == scales
+    if not exact.all():
+        row, group = (int(i) for i in np.argwhere(~exact)[0])
+        raise NumericalError(
+            f"The scale {scales[row, group]!r} of row {row}, group {group} is not a {dtype}.",
+            code="SCALE_OVERFLOW" if not np.isfinite(stored[row, group]) else "SCALE_DTYPE",
+            found=scales[row, group],
+            needed=dtype,
+            remedy=f"Quantize with QuantSpec(scale_dtype={dtype!r}): codes must fit the stored scale.",
+        )
+    return np.asarray(stored)
+
+
+def exact_pattern(name: str) -> str:
+    """A regular expression that matches this module name and no other."""
+    return "^" + re.escape(name) + "$"
+
+
+def with_fused_names(names: Iterable[str]) -> list[str]:
+    """The names, and the fused name of every group of which all members are listed."""
+    listed = list(names)
+    present = set(listed)
+    fused = []
+    for name in listed:
+        parent, _, leaf = name.rpartition(".")
+        for fused_leaf, members in FUSED_NAMES:
+            if leaf == members[0] and all(f"{parent}.{member}" in present for member in members):
+                fused.append(f"{parent}.{fused_leaf}")
+    return listed + fused
+
+
+def names_by_grid(overrides: Mapping[str, QuantSpec]) -> dict[QuantSpec, list[str]]:
+    """Layers that differ from the default, together with those that differ in the same way."""
+    groups: dict[QuantSpec, list[str]] = {}
+    for name, spec in overrides.items():
+        groups.setdefault(spec, []).append(name)
+    return groups
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED_LAYERS])
+    return (
+        shown if len(names) <= _NAMED_LAYERS else f"{shown} and {len(names) - _NAMED_LAYERS} more"
+    )
+
+
+def _either(values: Sequence[int]) -> str:
+    return (
+        ", ".join(map(str, values[:-1])) + " or " + str(values[-1])
+        if len(values) > 1
+        else str(values[0])
+    )

@@ -1,0 +1,178 @@
+"""GPTQ, checkpoint formats v1 ("gptq") and v2 ("gptq_v2"): read by GPTQModel, vLLM, SGLang, transformers with gptqmodel.
+
+qweight  int32   (K * bits / 32, N)   codes packed down the inputs
+qzeros   int32   (G, N * bits / 32)   zeros packed across the outputs: zero - 1 in v1, the zero itself in v2
+scales   float16 (G, N)
+g_idx    int32   (K,)                 group of each input; here always i // group_size
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from qcore import _core
+from qcore.errors import RecipeError
+from qcore.formats.base import (
+    Format,
+    LinearShape,
+    Misfit,
+    TensorSpec,
+    exact_pattern,
+    names_by_grid,
+    stored_scales,
+    with_fused_names,
+)
+from qcore.spec import Array, QuantizedLinear, QuantSpec, ScaleDtype
+
+# Fewest codes that fill whole 32-bit words, by code width; 32 codes of 3 bits fill three words.
+CODES_PER_PACK = {2: 16, 3: 32, 4: 8, 8: 4}
+
+
+class GptqFormat(Format):
+    """GPTQ with the zeros stored the way of one checkpoint format."""
+
+    quant_method = "gptq"
+    bits = (2, 3, 4, 8)
+    # What is subtracted from a zero before it is packed.
+    zero_offset: ClassVar[int]
+
+    def scale_dtype(self, model_dtype: str) -> ScaleDtype:
+        """float16, whatever the model."""
+        del model_dtype
+        return "float16"
+
+    def misfits(self, spec: QuantSpec, linear: LinearShape) -> list[Misfit]:
+        """Both sides fill whole words; v1 takes symmetric grids only."""
+        found = []
+        pack = CODES_PER_PACK[spec.bits]
+        for side, size in (
+            ("in_features", linear.in_features),
+            ("out_features", linear.out_features),
+        ):
+            if size % pack:
+                found.append(
+                    Misfit(
+                        "PACK_INDIVISIBLE",
+                        f"{side} is {size}, and {pack} does not divide it at {spec.bits} bits",
+                        f"an override that keeps these layers dense, or the format ct for a {side} of {size}",
+                    )
+                )
+        return found
+
+    def tensors(
+        self, out_features: int, in_features: int, spec: QuantSpec
+    ) -> dict[str, TensorSpec]:
+        """qweight, qzeros, scales, g_idx."""
+        n_groups = in_features // spec.resolved_group_size(in_features)
+        return {
+            "qweight": ("int32", (in_features * spec.bits // 32, out_features)),
+            "qzeros": ("int32", (n_groups, out_features * spec.bits // 32)),
+            "scales": ("float16", (n_groups, out_features)),
+            "g_idx": ("int32", (in_features,)),
+        }
+
+    def encode(self, layer: QuantizedLinear) -> dict[str, Array]:
+        """The four tensors of a layer."""
+        self.require(layer)
+        bits = layer.spec.bits
+        codes = np.ascontiguousarray(layer.codes)
+        # Row o of `words` is output o; the file wants inputs downwards.
+        words = _core.pack_rows(codes, bits)
+        zeros = _core.pack_columns(self._stored_zeros(layer), bits)
+        return {
+            "qweight": np.ascontiguousarray(words.T),
+            "qzeros": np.ascontiguousarray(zeros.T),
+            "scales": np.ascontiguousarray(stored_scales(layer.scales, "float16").T),
+            "g_idx": np.arange(layer.in_features, dtype=np.int32) // np.int32(layer.group_size),
+        }
+
+    def _stored_zeros(self, layer: QuantizedLinear) -> Array:
+        if self.zero_offset and (layer.zeros < self.zero_offset).any():
+            row, group = (int(i) for i in np.argwhere(layer.zeros < self.zero_offset)[0])
+            raise RecipeError(
+                f"The zero of row {row}, group {group} is 0, and {self.name} (v1) stores zero - 1.",
+                code="FORMAT_TARGET",
+                found=0,
+                needed="zeros of at least 1",
+                remedy="Use gptq_v2, which stores the zero itself.",
+            )
+        return np.ascontiguousarray(layer.zeros - np.uint8(self.zero_offset))
+
+    def quantization_config(
+        self,
+        default: QuantSpec,
+        overrides: Mapping[str, QuantSpec],
+        kept: Sequence[str],
+        *,
+        damp_ratio: float = 0.03,
+        quantizer: str = "qcore",
+    ) -> dict[str, Any]:
+        """Keys of GPTQModel; `dynamic` only when a layer differs or is skipped."""
+        config: dict[str, Any] = {
+            "quant_method": "gptq",
+            "bits": default.bits,
+            "group_size": default.group_size,
+            "sym": default.symmetric,
+            "desc_act": False,
+            "lm_head": False,
+            "checkpoint_format": self.name,
+            "format": self.name,
+            "pack_dtype": "int32",
+            "true_sequential": False,
+            # transformers refuses values outside (0, 1), and means the ratio, whatever the name says.
+            "damp_percent": min(max(damp_ratio, 1e-6), 0.999),
+            "meta": {"quantizer": [quantizer]},
+        }
+        dynamic: dict[str, Any] = {
+            f"-:{exact_pattern(name)}": {} for name in with_fused_names(_without_head(kept))
+        }
+        for own, names in names_by_grid(overrides).items():
+            for name in with_fused_names(names):
+                dynamic[f"+:{exact_pattern(name)}"] = {
+                    "bits": own.bits,
+                    "group_size": own.group_size,
+                    "sym": own.symmetric,
+                }
+        if dynamic:
+            config["dynamic"] = dynamic
+        return config
+
+    def files(self, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
+        """quantize_config.json: the same keys again, where AutoGPTQ and GPTQModel look first."""
+        return {"quantize_config.json": (json.dumps(quantization_config, indent=2) + "\n").encode()}
+
+
+class GptqV1(GptqFormat):
+    """v1 stores zero - 1. Written for symmetric grids, where no zero is 0; every GPTQ reader loads it."""
+
+    name = "gptq"
+    zero_offset = 1
+
+    def misfits(self, spec: QuantSpec, linear: LinearShape) -> list[Misfit]:
+        """An asymmetric grid may need the zero that v1 cannot hold; that shows only after the work."""
+        found = super().misfits(spec, linear)
+        if not spec.symmetric:
+            found.append(
+                Misfit(
+                    "FORMAT_TARGET",
+                    "v1 stores zero - 1 and has no place for the zero 0 of an asymmetric grid",
+                    "gptq_v2 for asymmetric grids, or a symmetric one",
+                )
+            )
+        return found
+
+
+class GptqV2(GptqFormat):
+    """v2 stores the zero itself: any grid."""
+
+    name = "gptq_v2"
+    zero_offset = 0
+
+
+def _without_head(kept: Sequence[str]) -> list[str]:
+    # "lm_head": false says it already.
+    return [name for name in kept if name != "lm_head"]
