@@ -1,6 +1,19 @@
 """Artifacts on disk: layouts that other runtimes load, written in one step or not at all, and read back."""
 
-from qcore.formats.base import Format, LinearShape, TensorSpec
+from qcore.formats.artifact_writer import ArtifactWriter
+from qcore.formats.base import Format, LayerShape, TensorSpec
+from qcore.formats.manifest import Problem, read_record, require_verified, verify_artifact
 from qcore.formats.select import FORMATS, choose_format
 
-__all__ = ["FORMATS", "Format", "LinearShape", "TensorSpec", "choose_format"]
+__all__ = [
+    "FORMATS",
+    "ArtifactWriter",
+    "Format",
+    "LayerShape",
+    "Problem",
+    "TensorSpec",
+    "choose_format",
+    "read_record",
+    "require_verified",
+    "verify_artifact",
+]

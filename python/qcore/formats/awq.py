@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qcore import _core
-from qcore.formats.base import Format, LinearShape, Misfit, TensorSpec, stored_scales
+from qcore.formats.base import Format, LayerShape, Misfit, TensorSpec, stored_scales
 from qcore.spec import Array, QuantizedLinear, QuantSpec, ScaleDtype, UInt8Array
 
 CODES_PER_WORD = 8
@@ -33,31 +33,34 @@ class AwqFormat(Format):
         del model_dtype
         return "float16"
 
-    def misfits(self, spec: QuantSpec, linear: LinearShape) -> list[Misfit]:
+    def misfits(self, spec: QuantSpec, out_features: int, in_features: int) -> list[Misfit]:
         """Eight outputs share a word."""
-        del spec
-        if linear.out_features % CODES_PER_WORD == 0:
+        del spec, in_features
+        if out_features % CODES_PER_WORD == 0:
             return []
-        size = linear.out_features
         return [
             Misfit(
                 "PACK_INDIVISIBLE",
-                f"out_features is {size}, and {CODES_PER_WORD} does not divide it",
-                f"an override that keeps these layers dense, or the format ct for an out_features of {size}",
+                f"out_features is {out_features}, and {CODES_PER_WORD} does not divide it",
+                f"--keep for these layers, or the format ct for an out_features of {out_features}",
             )
         ]
 
-    def per_layer_misfits(self, default: QuantSpec, spec: QuantSpec) -> list[Misfit]:
-        """One group size for the whole file."""
-        if spec.group_size == default.group_size:
-            return []
-        return [
-            Misfit(
-                "FORMAT_TARGET",
-                f"its config has one group_size, {default.group_size}, and an override says {spec.group_size}",
-                "one group size, or the formats gptq, gptq_v2 or ct for overrides",
-            )
-        ]
+    def plan_misfits(self, layers: Mapping[str, LayerShape]) -> dict[Misfit, list[str]]:
+        """One group size for the whole file: its config has no place for a second."""
+        names_of: dict[int, list[str]] = {}
+        for name, (spec, _, _) in layers.items():
+            names_of.setdefault(spec.group_size, []).append(name)
+        if len(names_of) < 2:
+            return {}
+        sizes = ", ".join(map(str, sorted(names_of)))
+        misfit = Misfit(
+            "FORMAT_TARGET",
+            f"its config has one group_size, and the layers have {sizes}",
+            "one group size, or the formats gptq, gptq_v2 or ct for a mixture",
+        )
+        rarer = sorted(names_of.values(), key=len)[:-1]
+        return {misfit: [name for names in rarer for name in names]}
 
     def tensors(
         self, out_features: int, in_features: int, spec: QuantSpec

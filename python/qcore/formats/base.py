@@ -6,10 +6,11 @@ the file ("qweight" in "model.layers.0.mlp.up_proj.qweight"). `docs/formats.md` 
 
 from __future__ import annotations
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -39,24 +40,15 @@ FUSED_NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("gate_up_proj", ("gate_proj", "up_proj")),
 )
 
+# Keys of config.json that name classes in files beside it.
+CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "custom_generate", "trust_remote_code"})
+
 # How many layers an error names before it counts the rest.
 _NAMED_LAYERS = 6
 
 
-class LinearShape(Protocol):
-    """The part of a linear's plan that a format looks at."""
-
-    @property
-    def name(self) -> str:
-        """The module, without ".weight"."""
-
-    @property
-    def out_features(self) -> int:
-        """Rows of the weight."""
-
-    @property
-    def in_features(self) -> int:
-        """Columns of the weight."""
+# What is stored of one layer: its grid, out_features, in_features.
+LayerShape: TypeAlias = tuple[QuantSpec, int, int]
 
 
 class Misfit(NamedTuple):
@@ -79,13 +71,13 @@ class Format(ABC):
         """The dtype in which this format stores scales for a model of that dtype. Codes are chosen with it."""
 
     @abstractmethod
-    def misfits(self, spec: QuantSpec, linear: LinearShape) -> list[Misfit]:
-        """Why this layer cannot be stored, beyond what every format needs."""
+    def misfits(self, spec: QuantSpec, out_features: int, in_features: int) -> list[Misfit]:
+        """Why a layer cannot be stored, beyond width of codes and divisible groups."""
 
-    def per_layer_misfits(self, default: QuantSpec, spec: QuantSpec) -> list[Misfit]:
-        """Why this layer may not differ from the default grid; most formats let it."""
-        del default, spec
-        return []
+    def plan_misfits(self, layers: Mapping[str, LayerShape]) -> dict[Misfit, list[str]]:
+        """Why these layers cannot be promised together, though each alone might be stored."""
+        del layers
+        return {}
 
     @abstractmethod
     def tensors(
@@ -127,58 +119,80 @@ class Format(ABC):
         del quantization_config
         return {}
 
-    def check(
+    def config_files(
         self,
-        spec: QuantSpec,
-        linears: Iterable[LinearShape],
-        overrides: Mapping[str, QuantSpec] | None = None,
-    ) -> None:
+        config: Mapping[str, Any],
+        *,
+        default: QuantSpec,
+        exceptions: Mapping[str, QuantSpec],
+        kept: Sequence[str],
+        damp_ratio: float,
+    ) -> dict[str, bytes]:
+        """config.json of the artifact, and the further files that readers of this format look for.
+
+        Args:
+            config: the source's config; its keys that name code are left out.
+            default, exceptions, kept, damp_ratio: as for `quantization_config`.
+        """
+        from qcore import __version__
+
+        quantization = self.quantization_config(
+            default, exceptions, kept, damp_ratio=damp_ratio, quantizer=f"qcore:{__version__}"
+        )
+        written = {**without_code_keys(config), "quantization_config": quantization}
+        return {"config.json": json_bytes(written), **self.files(quantization)}
+
+    def check(self, layers: Mapping[str, LayerShape]) -> None:
         """Looks at every layer before any work is done and tells all misfits at once.
 
+        Args:
+            layers: name -> (grid, out_features, in_features) of every layer to be quantized.
+
         Raises:
-            RecipeError: FORMAT_TARGET, GROUP_INDIVISIBLE or PACK_INDIVISIBLE; the first kind found gives the code.
+            RecipeError: FORMAT_TARGET, GROUP_INDIVISIBLE or PACK_INDIVISIBLE; the gravest gives the code.
         """
         layers_of: dict[Misfit, list[str]] = {}
-        for linear in linears:
-            own = (overrides or {}).get(linear.name, spec)
-            for misfit in self._all_misfits(spec, own, linear):
-                layers_of.setdefault(misfit, []).append(linear.name)
+        for name, (spec, out_features, in_features) in layers.items():
+            for misfit in self._misfits_of(spec, out_features, in_features):
+                layers_of.setdefault(misfit, []).append(name)
+        self._refuse({**layers_of, **self.plan_misfits(layers)})
+
+    def _refuse(self, layers_of: Mapping[Misfit, list[str]]) -> None:
         if not layers_of:
             return
         order = ("FORMAT_TARGET", "GROUP_INDIVISIBLE", "PACK_INDIVISIBLE")
-        found = sorted(layers_of.items(), key=lambda item: order.index(item[0][0]))
+        found = sorted(layers_of.items(), key=lambda item: order.index(item[0].code))
         raise RecipeError(
             f"The format {self.name} cannot hold this recipe: "
-            + "; ".join(f"{text} ({_some(names)})" for (_, text, _), names in found)
+            + "; ".join(f"{misfit.text} ({_some(names)})" for misfit, names in found)
             + ".",
-            code=found[0][0][0],
-            where=", ".join(sorted({name for _, names in found for name in names})),
-            found=[text for (_, text, _), _ in found],
-            needed=[needed for (_, _, needed), _ in found],
-            remedy="Use " + "; ".join(dict.fromkeys(needed for (_, _, needed), _ in found)) + ".",
+            code=found[0][0].code,
+            found={misfit.text: names for misfit, names in found},
+            needed=[misfit.needed for misfit, _ in found],
+            remedy="Use " + "; ".join(dict.fromkeys(misfit.needed for misfit, _ in found)) + ".",
         )
 
-    def _all_misfits(
-        self, default: QuantSpec, spec: QuantSpec, linear: LinearShape
-    ) -> list[Misfit]:
+    def _misfits_of(self, spec: QuantSpec, out_features: int, in_features: int) -> list[Misfit]:
         if spec.bits not in self.bits:
+            held = _either(self.bits)
             return [
                 Misfit(
                     "FORMAT_TARGET",
-                    f"it stores {_either(self.bits)} bits, not {spec.bits}",
-                    f"{_either(self.bits)} bits, or a format that holds {spec.bits}",
+                    f"it stores {held} bits, not {spec.bits}",
+                    f"{held} bits, or a format that holds {spec.bits} bits (gptq, gptq_v2, ct)",
                 )
             ]
         try:
-            spec.resolved_group_size(linear.in_features)
+            spec.resolved_group_size(in_features)
         except RecipeError as error:
-            return [Misfit("GROUP_INDIVISIBLE", str(error.message).rstrip("."), str(error.remedy))]
-        return [*self.per_layer_misfits(default, spec), *self.misfits(spec, linear)]
+            legal = f"a group size of {_either([*error.needed, -1])} (-1: whole row)"  # type: ignore[misc]
+            return [Misfit("GROUP_INDIVISIBLE", error.message.rstrip("."), legal)]
+        return self.misfits(spec, out_features, in_features)
 
     def require(self, layer: QuantizedLinear) -> None:
-        """Checks one finished layer: `check` for a layer without a name, then its arrays."""
-        shape = AnonymousLinear(layer.out_features, layer.in_features)
-        self.check(layer.spec, [shape])
+        """Checks one finished layer: whether it fits, and whether its arrays belong together."""
+        misfits = self._misfits_of(layer.spec, layer.out_features, layer.in_features)
+        self._refuse({misfit: ["this layer"] for misfit in misfits})
         n_groups = layer.scales.shape[1] if layer.scales.ndim == 2 else -1
         wanted = (layer.out_features, n_groups)
         if layer.scales.shape != wanted or layer.zeros.shape != wanted or n_groups < 1:
@@ -198,16 +212,6 @@ class Format(ABC):
             raise ArgumentError(f"The layer is symmetric, but a zero is not {middle}.")
 
 
-class AnonymousLinear:
-    """A shape without a name, for a layer that comes from no checkpoint."""
-
-    name = "layer"
-
-    def __init__(self, out_features: int, in_features: int) -> None:
-        self.out_features = out_features
-        self.in_features = in_features
-
-
 def stored_scales(scales: Float32Array, dtype: ScaleDtype) -> Array:
     """(N, G) scales in the file's dtype; exact, because the codes were chosen with the stored value."""
     stored = scales.astype(NUMPY_DTYPES[dtype])
@@ -222,6 +226,20 @@ def stored_scales(scales: Float32Array, dtype: ScaleDtype) -> Array:
             remedy=f"Quantize with QuantSpec(scale_dtype={dtype!r}): codes must fit the stored scale.",
         )
     return np.asarray(stored)
+
+
+def without_code_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without keys by which a reader would load code from the model's folder."""
+    return {
+        key: without_code_keys(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in CODE_KEYS
+    }
+
+
+def json_bytes(value: Any) -> bytes:
+    """The JSON that we write: readable, keys in the order given, no NaN."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("ascii")
 
 
 def exact_pattern(name: str) -> str:

@@ -18,7 +18,6 @@ import numpy as np
 from qcore import _core
 from qcore.formats.base import (
     Format,
-    LinearShape,
     Misfit,
     TensorSpec,
     names_by_grid,
@@ -40,9 +39,9 @@ class CompressedTensorsFormat(Format):
         """The model's own dtype."""
         return cast(ScaleDtype, model_dtype)
 
-    def misfits(self, spec: QuantSpec, linear: LinearShape) -> list[Misfit]:
+    def misfits(self, spec: QuantSpec, out_features: int, in_features: int) -> list[Misfit]:
         """None: a line of codes may end inside a word."""
-        del spec, linear
+        del spec, out_features, in_features
         return []
 
     def tensors(

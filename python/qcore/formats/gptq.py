@@ -1,4 +1,6 @@
-"""GPTQ, checkpoint formats v1 ("gptq") and v2 ("gptq_v2"): read by GPTQModel, vLLM, SGLang, transformers with gptqmodel.
+"""GPTQ, checkpoint formats v1 ("gptq") and v2 ("gptq_v2").
+
+Read by GPTQModel, vLLM, SGLang, and transformers with gptqmodel.
 
 qweight  int32   (K * bits / 32, N)   codes packed down the inputs
 qzeros   int32   (G, N * bits / 32)   zeros packed across the outputs: zero - 1 in v1, the zero itself in v2
@@ -8,7 +10,6 @@ g_idx    int32   (K,)                 group of each input; here always i // grou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -18,10 +19,11 @@ from qcore import _core
 from qcore.errors import RecipeError
 from qcore.formats.base import (
     Format,
-    LinearShape,
+    LayerShape,
     Misfit,
     TensorSpec,
     exact_pattern,
+    json_bytes,
     names_by_grid,
     stored_scales,
     with_fused_names,
@@ -45,20 +47,20 @@ class GptqFormat(Format):
         del model_dtype
         return "float16"
 
-    def misfits(self, spec: QuantSpec, linear: LinearShape) -> list[Misfit]:
+    def misfits(self, spec: QuantSpec, out_features: int, in_features: int) -> list[Misfit]:
         """Both sides fill whole words; v1 takes symmetric grids only."""
         found = []
         pack = CODES_PER_PACK[spec.bits]
         for side, size in (
-            ("in_features", linear.in_features),
-            ("out_features", linear.out_features),
+            ("in_features", in_features),
+            ("out_features", out_features),
         ):
             if size % pack:
                 found.append(
                     Misfit(
                         "PACK_INDIVISIBLE",
                         f"{side} is {size}, and {pack} does not divide it at {spec.bits} bits",
-                        f"an override that keeps these layers dense, or the format ct for a {side} of {size}",
+                        f"--keep for these layers, or the format ct for {side} {size}",
                     )
                 )
         return found
@@ -143,27 +145,26 @@ class GptqFormat(Format):
 
     def files(self, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
         """quantize_config.json: the same keys again, where AutoGPTQ and GPTQModel look first."""
-        return {"quantize_config.json": (json.dumps(quantization_config, indent=2) + "\n").encode()}
+        return {"quantize_config.json": json_bytes(quantization_config)}
 
 
 class GptqV1(GptqFormat):
-    """v1 stores zero - 1. Written for symmetric grids, where no zero is 0; every GPTQ reader loads it."""
+    """v1 stores zero - 1. Promised for symmetric grids, where no zero is 0; every GPTQ reader loads it."""
 
     name = "gptq"
     zero_offset = 1
 
-    def misfits(self, spec: QuantSpec, linear: LinearShape) -> list[Misfit]:
-        """An asymmetric grid may need the zero that v1 cannot hold; that shows only after the work."""
-        found = super().misfits(spec, linear)
-        if not spec.symmetric:
-            found.append(
-                Misfit(
-                    "FORMAT_TARGET",
-                    "v1 stores zero - 1 and has no place for the zero 0 of an asymmetric grid",
-                    "gptq_v2 for asymmetric grids, or a symmetric one",
-                )
-            )
-        return found
+    def plan_misfits(self, layers: Mapping[str, LayerShape]) -> dict[Misfit, list[str]]:
+        """An asymmetric grid may need the zero that v1 cannot hold, and that shows only after the work."""
+        asymmetric = [name for name, (spec, _, _) in layers.items() if not spec.symmetric]
+        if not asymmetric:
+            return {}
+        misfit = Misfit(
+            "FORMAT_TARGET",
+            "v1 stores zero - 1 and has no place for the zero 0 of an asymmetric grid",
+            "gptq_v2 for asymmetric grids, or a symmetric one",
+        )
+        return {misfit: asymmetric}
 
 
 class GptqV2(GptqFormat):

@@ -9,14 +9,13 @@ from qcore.formats.awq import AwqFormat
 from qcore.formats.base import Format
 from qcore.formats.compressed_tensors import CompressedTensorsFormat
 from qcore.formats.gptq import GptqV1, GptqV2
-from qcore.spec import QuantSpec
 
 FORMATS: dict[str, Format] = {
     fmt.name: fmt for fmt in (GptqV1(), GptqV2(), AwqFormat(), CompressedTensorsFormat())
 }
 
 
-def choose_format(name: str, spec: QuantSpec) -> Format:
+def choose_format(name: str, bits: int, symmetric: bool) -> Format:
     """The format of that name; "auto" takes the one that most runtimes load for this grid.
 
     auto: awq for 4 bits asymmetric, gptq (v1) for symmetric, gptq_v2 for other asymmetric widths. Whether every layer
@@ -26,9 +25,9 @@ def choose_format(name: str, spec: QuantSpec) -> Format:
         RecipeError: FORMAT_TARGET, with the nearest name.
     """
     if name == "auto":
-        if spec.symmetric:
+        if symmetric:
             return FORMATS["gptq"]
-        return FORMATS["awq" if spec.bits == 4 else "gptq_v2"]
+        return FORMATS["awq" if bits == 4 else "gptq_v2"]
     if name not in FORMATS:
         known = ["auto", *FORMATS]
         near = get_close_matches(name, known, n=1)
