@@ -55,7 +55,8 @@ int64_t row_stride_of(const py::array& array, const char* name) {
   }
   if (array.size() == 0) return array.shape(1);  // strides of an empty array mean nothing
   const auto item = array.itemsize();
-  const bool rows_contiguous = array.shape(1) <= 1 || array.strides(1) == item;
+  // An array without elements may have any strides.
+  const bool rows_contiguous = array.size() == 0 || array.shape(1) <= 1 || array.strides(1) == item;
   const bool stride_whole =
       array.shape(0) <= 1 || (array.strides(0) % item == 0 && array.strides(0) >= 0);
   if (!rows_contiguous || !stride_whole) {
