@@ -299,8 +299,7 @@ def _write_block(job: _Job, writer: ArtifactWriter, index: int, solved: SolvedBl
             continue
         layer = name.removesuffix(".weight")
         if name.endswith(".weight") and layer in solved.layers:
-            for suffix, array in job.format.encode(solved.layers[layer]).items():
-                writer.write(f"{layer}.{suffix}", array)
+            writer.write_layer(layer, solved.layers[layer], job.format)
         else:
             writer.write(name, _finite_vector(solved.vectors.get(name, reference.array()), name))
 
