@@ -38,7 +38,17 @@ def open_checkpoint(path: str | os.PathLike[str], *, strict: bool = False) -> Ch
         return open_folder(path, strict=strict)
     if not stat.S_ISREG(mode):
         raise not_regular(path, mode)
+    if path.suffix == ".gguf" or _starts_as_gguf(path):
+        from qcore.checkpoint.gguf import open_gguf
+
+        return open_gguf(path, strict=strict)
     raise _wrong_kind(path, "is neither a model folder nor a .gguf file")
+
+
+def _starts_as_gguf(path: Path) -> bool:
+    """Files of a cache are named by their hash; the first bytes tell."""
+    with opening(path), path.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def _wrong_kind(path: Path, what: str) -> ArgumentError:

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from qcore.errors import (
@@ -92,12 +93,13 @@ class ModelFolder:
             self.path = Path(os.path.realpath(path, strict=True))
             if not self.path.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(path))
-            self.names = self._list()
         self.root = _root_of(self.path)
 
-    def _list(self) -> tuple[str, ...]:
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names that the folder lists, sorted."""
         names = []
-        with os.scandir(self.path) as entries:
+        with opening(self.given), os.scandir(self.path) as entries:
             for entry in entries:
                 names.append(entry.name)
                 if len(names) > _MAX_ENTRIES:
