@@ -17,12 +17,19 @@ constexpr int64_t kTileRows = 12;           // a multiple of every tile's height
 constexpr int64_t kMostBlockOutputs = 512;  // keeps a block's y in the same cache
 constexpr int64_t kBlocksPerThread = 8;     // so that threads finish together
 
+// Starting threads takes about as long as so many products.
+constexpr int64_t kSerialProducts = int64_t{1} << 16;
+
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-void for_each_block(int64_t n_tokens, int64_t out_features,
+void for_each_block(int64_t n_tokens, int64_t out_features, int64_t in_features,
                     const std::function<void(const Block&)>& body) {
+  if (n_tokens * out_features * in_features <= kSerialProducts) {
+    body(Block{0, n_tokens, 0, out_features});
+    return;
+  }
   const int64_t wanted_row_blocks = divide_up(n_tokens, kBlockRows);
   const int64_t rows = divide_up(divide_up(n_tokens, wanted_row_blocks), kTileRows) * kTileRows;
   const int64_t row_blocks = divide_up(n_tokens, rows);

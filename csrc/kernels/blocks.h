@@ -16,9 +16,9 @@ struct Block {
   int64_t outputs;
 };
 
-// Cuts y (n_tokens, out_features) into blocks and runs them in parallel. A block's result must not
-// depend on how it was cut.
-void for_each_block(int64_t n_tokens, int64_t out_features,
+// Cuts y (n_tokens, out_features) into blocks and runs them in parallel, or in one piece when that
+// is not worth waking threads. A block's result must not depend on how it was cut.
+void for_each_block(int64_t n_tokens, int64_t out_features, int64_t in_features,
                     const std::function<void(const Block&)>& body);
 
 // Uninitialized memory at a multiple of 64 bytes.

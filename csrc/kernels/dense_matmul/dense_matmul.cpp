@@ -21,6 +21,7 @@ constexpr int64_t kShortPanelSteps = 96;
 constexpr int64_t kFewRows = 16;
 // Converted rows of x held at a time; bounds the memory of a call.
 constexpr int64_t kRowsAtOnce = 4096;
+constexpr int64_t kConvertedRows = 64;  // by one thread in one go
 
 // x as the tiles read it: float32, or bfloat16 with an even number of inputs.
 struct PreparedRows {
@@ -99,7 +100,7 @@ void Product::run_block(const Block& block, const PreparedRows& x, int64_t first
 void Product::run() const {
   if (reads_x_in_place()) {
     const PreparedRows x{x_row(0), args.x_stride * size_in_bytes(args.x_dtype)};
-    for_each_block(args.n_tokens, args.out_features,
+    for_each_block(args.n_tokens, args.out_features, args.in_features,
                    [&](const Block& block) { run_block(block, x, 0); });
     return;
   }
@@ -108,12 +109,12 @@ void Product::run() const {
   const PreparedRows x{buffer.as<uint8_t>(), stride_bytes};
   for (int64_t first = 0; first < args.n_tokens; first += kRowsAtOnce) {
     const int64_t rows = std::min(kRowsAtOnce, args.n_tokens - first);
-    parallel_blocks(rows, kFewRows, [&](int64_t begin, int64_t end) {
+    parallel_blocks(rows, kConvertedRows, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         convert_row(first + r, buffer.as<uint8_t>(r * stride_bytes));
       }
     });
-    for_each_block(rows, args.out_features, [&](const Block& block) {
+    for_each_block(rows, args.out_features, args.in_features, [&](const Block& block) {
       run_block(Block{block.row + first, block.rows, block.output, block.outputs}, x, first);
     });
   }

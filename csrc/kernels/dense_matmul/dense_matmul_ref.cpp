@@ -1,4 +1,5 @@
 // The plain product: one sum per element, inputs in order.
+#include <algorithm>
 #include <cmath>
 
 #include "base/parallel.h"
@@ -6,6 +7,8 @@
 
 namespace qcore::kernels {
 namespace {
+
+constexpr int64_t kProductsPerItem = 1 << 15;  // small products stay on one thread
 
 float load(const void* data, Dtype dtype, int64_t index) {
   switch (dtype) {
@@ -41,11 +44,15 @@ float dot(const DenseMatmulArgs& args, int64_t m, int64_t n) {
 }  // namespace
 
 void dense_matmul_ref(const DenseMatmulArgs& args) {
-  parallel_for(args.out_features, [&](int64_t n) {
-    for (int64_t m = 0; m < args.n_tokens; ++m) {
-      float y = dot(args, m, n);
-      if (args.bias != nullptr) y += args.bias[n];
-      args.y[m * args.y_stride + n] = y;
+  const int64_t row_products = std::max<int64_t>(1, args.n_tokens * args.in_features);
+  const int64_t outputs = std::max<int64_t>(1, kProductsPerItem / row_products);
+  parallel_blocks(args.out_features, outputs, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      for (int64_t m = 0; m < args.n_tokens; ++m) {
+        float y = dot(args, m, n);
+        if (args.bias != nullptr) y += args.bias[n];
+        args.y[m * args.y_stride + n] = y;
+      }
     }
   });
 }

@@ -7,9 +7,12 @@
 #include "base/parallel.h"
 #include "kernels/packed_matmul/packed_layout.h"
 #include "kernels/packed_matmul/packed_matmul_backends.h"
+#include "kernels/packed_matmul/packed_tiles.h"
 
 namespace qcore::kernels {
 namespace {
+
+constexpr int64_t kProductsPerItem = 1 << 15;  // small products stay on one thread
 
 // One output of the packed weight.
 struct PackedRow {
@@ -131,7 +134,12 @@ void one_token(const PackedMatmulArgs& args, int64_t m) {
 }  // namespace
 
 void packed_matmul_ref(const PackedMatmulArgs& args) {
-  parallel_for(args.n_tokens, [&](int64_t m) { one_token(args, m); });
+  const int64_t token_products =
+      std::max<int64_t>(1, args.weight.out_features * args.weight.in_features);
+  const int64_t tokens = std::max<int64_t>(1, kProductsPerItem / token_products);
+  parallel_blocks(args.n_tokens, tokens, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) one_token(args, m);
+  });
 }
 
 }  // namespace qcore::kernels

@@ -1,0 +1,144 @@
+// Packed groups into panels (tile.h), over the vector type `Simd`.
+#pragma once
+
+#include <cstring>
+
+#include "kernels/packed_matmul/packed_tiles.h"
+#include "kernels/tile_product.h"
+
+namespace {
+
+using qcore::Dtype;
+using qcore::kernels::DecodeArgs;
+using qcore::kernels::kLineBytes;
+
+constexpr int kVectorBytes = 4 * Simd::kLanes;
+
+// One vector of outputs in one group.
+struct GroupVector {
+  const uint8_t* codes;  // of the first line
+  Simd::F scale;
+  Simd::I zero;
+};
+
+QCORE_INLINE Simd::F load_scales(const uint8_t* scales, int v, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return Simd::load(reinterpret_cast<const float*>(scales + v * kVectorBytes));
+    case Dtype::kBfloat16:
+      return Simd::load_bf16(scales + v * kVectorBytes / 2);
+    case Dtype::kFloat16:
+      break;
+  }
+  return Simd::load_f16(scales + v * kVectorBytes / 2);
+}
+
+QCORE_INLINE GroupVector group_vector(const DecodeArgs& args, int64_t g, int v) {
+  const uint8_t* group = args.groups + g * args.layout.group_bytes;
+  const uint8_t* scales = group + args.layout.code_bytes;
+  return GroupVector{group + v * kVectorBytes, load_scales(scales, v, args.scale_dtype),
+                     Simd::load_bytes(scales + args.layout.scale_bytes + v * Simd::kLanes)};
+}
+
+// code - zero of input j of a line of 8, j = 0 … 7. Two lines of memory hold it when codes are
+// bytes, one when they are nibbles.
+template <bool kBytes>
+QCORE_INLINE Simd::F value_of(const GroupVector& group, int64_t line, int j) {
+  if constexpr (kBytes) {
+    const Simd::I word = Simd::load_words(group.codes + (2 * line + j / 4) * kLineBytes);
+    const Simd::I code = Simd::both(Simd::shift_right(word, 8 * (j % 4)), Simd::spread_word(255));
+    return Simd::to_float(Simd::sub(code, group.zero));
+  } else {
+    const Simd::I word = Simd::load_words(group.codes + line * kLineBytes);
+    const int shift = 8 * (j % 4) + (j < 4 ? 0 : 4);
+    const Simd::I code = Simd::both(Simd::shift_right(word, shift), Simd::spread_word(15));
+    return Simd::to_float(Simd::sub(code, group.zero));
+  }
+}
+
+template <bool kBytes>
+void decode_floats_of(const DecodeArgs& args) {
+  const int64_t size = args.layout.group_size;
+  for (int64_t g = 0; g < args.n_groups; ++g) {
+    for (int v = 0; v < kVectorsPerStrip; ++v) {
+      const GroupVector group = group_vector(args, g, v);
+      float* out = reinterpret_cast<float*>(args.panel) + g * size * kStripWidth + v * Simd::kLanes;
+      for (int64_t k = 0; k < size; k += 8) {
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; ++j) {
+          if (k + j < size) {
+            Simd::store(out + (k + j) * kStripWidth,
+                        Simd::mul(value_of<kBytes>(group, k / 8, j), group.scale));
+          }
+        }
+      }
+    }
+  }
+}
+
+QCORE_INLINE void put_scales(const DecodeArgs& args, int64_t g, int v, const GroupVector& group) {
+  const int64_t at = g * kStripWidth + v * Simd::kLanes;
+  Simd::store(args.scales + at, group.scale);
+  Simd::store_words(args.zeros + at, group.zero);
+}
+
+template <bool kBytes>
+void decode_pairs_of(const DecodeArgs& args) {
+  const int64_t size = args.layout.padded_group;
+  for (int64_t g = 0; g < args.n_groups; ++g) {
+    for (int v = 0; v < kVectorsPerStrip; ++v) {
+      const GroupVector group = group_vector(args, g, v);
+      put_scales(args, g, v, group);
+      uint32_t* out = args.panel + g * size / 2 * kStripWidth + v * Simd::kLanes;
+      for (int64_t k = 0; k < size; k += 8) {
+#pragma GCC unroll 4
+        for (int p = 0; p < 4; ++p) {
+          // |code - zero| <= 256 has at most 8 significant bits: the lower half of the float is 0.
+          const Simd::I even = Simd::bits(value_of<kBytes>(group, k / 8, 2 * p));
+          const Simd::I odd = Simd::bits(value_of<kBytes>(group, k / 8, 2 * p + 1));
+          Simd::store_words(out + (k / 2 + p) * kStripWidth,
+                            Simd::either(Simd::shift_right(even, 16), odd));
+        }
+      }
+    }
+  }
+}
+
+template <bool kBytes>
+void decode_codes_of(const DecodeArgs& args) {
+  const int64_t size = args.layout.padded_group;
+  for (int64_t g = 0; g < args.n_groups; ++g) {
+    for (int v = 0; v < kVectorsPerStrip; ++v) {
+      const GroupVector group = group_vector(args, g, v);
+      put_scales(args, g, v, group);
+      uint32_t* out = args.panel + g * size / 4 * kStripWidth + v * Simd::kLanes;
+      for (int64_t s = 0; s < size / 4; s += 2) {
+        Simd::I low;
+        Simd::I high;
+        if constexpr (kBytes) {
+          low = Simd::load_words(group.codes + s * kLineBytes);
+          high = Simd::load_words(group.codes + (s + 1) * kLineBytes);
+        } else {
+          const Simd::I nibble = Simd::spread_word(0x0f0f0f0f);
+          const Simd::I word = Simd::load_words(group.codes + s / 2 * kLineBytes);
+          low = Simd::both(word, nibble);
+          high = Simd::both(Simd::shift_right(word, 4), nibble);
+        }
+        Simd::store_words(out + s * kStripWidth, low);
+        Simd::store_words(out + (s + 1) * kStripWidth, high);
+      }
+    }
+  }
+}
+
+void decode_floats(const DecodeArgs& args) {
+  args.bits == 8 ? decode_floats_of<true>(args) : decode_floats_of<false>(args);
+}
+void decode_pairs(const DecodeArgs& args) {
+  args.bits == 8 ? decode_pairs_of<true>(args) : decode_pairs_of<false>(args);
+}
+void decode_codes(const DecodeArgs& args) {
+  args.bits == 8 ? decode_codes_of<true>(args) : decode_codes_of<false>(args);
+}
+
+}  // namespace

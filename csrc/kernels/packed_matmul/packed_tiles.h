@@ -1,0 +1,49 @@
+// What a fast backend of packed_matmul does for packed_matmul.cpp, which owns blocks and memory.
+#pragma once
+
+#include <cstdint>
+
+#include "base/half.h"
+#include "kernels/packed_matmul/packed_layout.h"
+#include "kernels/tile.h"
+
+namespace qcore::kernels {
+
+// int8 activations: a row whose largest magnitude is smaller counts as zero, so that 127 / maximum
+// and maximum / 127 are normal numbers.
+constexpr float kSmallestMaximum = 0x1p-100f;
+
+// Some consecutive groups of one strip, to be laid out as lines of a panel (tile.h).
+struct DecodeArgs {
+  const uint8_t* groups = nullptr;
+  int64_t n_groups = 0;
+  PackedLayout layout;
+  int bits = 4;
+  Dtype scale_dtype = Dtype::kFloat32;
+  uint32_t* panel = nullptr;
+  float* scales = nullptr;   // (n_groups, 16), written; not by decode_floats
+  int32_t* zeros = nullptr;  // (n_groups, 16), written; not by decode_floats
+};
+
+// Steps of one group: group_size for floats, padded_group / 2 for pairs, padded_group / 4 for
+// codes.
+struct PackedTiles {
+  void (*decode_floats)(const DecodeArgs& args);  // scale · (code - zero), rounded once
+  void (*decode_pairs)(const DecodeArgs& args);   // code - zero, exact in bfloat16
+  void (*decode_codes)(const DecodeArgs& args);   // code
+  void (*multiply_floats)(const TileArgs& args);
+  void (*multiply_pairs)(const TileArgs& args);
+  void (*multiply_nibble_codes)(const TileArgs& args);  // codes below 16
+  void (*multiply_byte_codes)(const TileArgs& args);
+
+  // One row of x, its groups filled up with zeros to layout.padded_group.
+  void (*round_row)(const float* x, const PackedLayout& layout, Bf16* rounded);
+  // sums: of q, one a group. scale: what one step of q stands for; NaN when x is not finite.
+  void (*quantize_row)(const float* x, const PackedLayout& layout, int8_t* q, int32_t* sums,
+                       float* scale);
+};
+
+extern const PackedTiles kPackedTilesAvx2;
+extern const PackedTiles kPackedTilesAvx512;
+
+}  // namespace qcore::kernels
