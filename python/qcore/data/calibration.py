@@ -161,6 +161,12 @@ class Calibration:
         """Hash of the samples' ids and tokens in order."""
         return str(self.card["sha256"])
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting the samples depend on, besides the data and the model."""
+        settings: dict[str, Any] = self.card["settings"]
+        return dict(settings)
+
     def to_dict(self) -> dict[str, Any]:
         """The card as plain data."""
         copy: dict[str, Any] = json.loads(json.dumps(self.card))
