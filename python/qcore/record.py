@@ -86,7 +86,7 @@ def calibration_record(calibration: Calibration) -> dict[str, Any]:
     return {
         "sha256": calibration.sha256,
         "n_samples": len(calibration.samples),
-        "n_tokens": calibration.tokens,
+        "n_tokens": calibration.n_tokens,
         "sample_ids": hashlib.sha256(
             "\n".join(s.id for s in calibration.samples).encode()
         ).hexdigest(),
