@@ -13,9 +13,12 @@ namespace {
 
 using ItemFunction = void (*)(const AttentionArgs&, const AttentionItem&);
 
-BackendTable<ItemFunction> table() {
-  return BackendTable<ItemFunction>{&attention_item_ref, nullptr, nullptr};
-}
+#if defined(__x86_64__)
+constexpr BackendTable<ItemFunction> kTable{&attention_item_ref, &attention_item_avx2,
+                                            &attention_item_avx512};
+#else
+constexpr BackendTable<ItemFunction> kTable{&attention_item_ref, nullptr, nullptr};
+#endif
 
 void check(const AttentionArgs& args) {
   if (args.n_kv_heads < 1 || args.n_heads < 1 || args.n_heads % args.n_kv_heads != 0) {
@@ -38,7 +41,7 @@ void check(const AttentionArgs& args) {
 
 }  // namespace
 
-Backend attention_backend(Backend wanted) { return table().resolve(wanted); }
+Backend attention_backend(Backend wanted) { return kTable.resolve(wanted); }
 
 void attention(const AttentionArgs& args, Backend backend) {
   check(args);
@@ -52,7 +55,7 @@ void attention(const AttentionArgs& args, Backend backend) {
       }
     }
   }
-  const ItemFunction run = table()[backend];
+  const ItemFunction run = kTable[backend];
   parallel_for(static_cast<int64_t>(items.size()),
                [&](int64_t index) { run(args, items[static_cast<size_t>(index)]); });
 }

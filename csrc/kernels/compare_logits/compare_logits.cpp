@@ -10,13 +10,16 @@ namespace {
 
 using RowFunction = void (*)(const CompareLogitsArgs&, int64_t);
 
-BackendTable<RowFunction> table() {
-  return BackendTable<RowFunction>{&compare_logits_row_ref, nullptr, nullptr};
-}
+#if defined(__x86_64__)
+constexpr BackendTable<RowFunction> kTable{&compare_logits_row_ref, &compare_logits_row_avx2,
+                                           &compare_logits_row_avx512};
+#else
+constexpr BackendTable<RowFunction> kTable{&compare_logits_row_ref, nullptr, nullptr};
+#endif
 
 }  // namespace
 
-Backend compare_logits_backend(Backend wanted) { return table().resolve(wanted); }
+Backend compare_logits_backend(Backend wanted) { return kTable.resolve(wanted); }
 
 void compare_logits(const CompareLogitsArgs& args, Backend backend) {
   if (args.vocabulary < 1) {
@@ -30,7 +33,7 @@ void compare_logits(const CompareLogitsArgs& args, Backend backend) {
                                   "). Leave out rows that have no target."));
     }
   }
-  const RowFunction run = table()[backend];
+  const RowFunction run = kTable[backend];
   parallel_for(args.rows, [&](int64_t row) { run(args, row); });
 }
 

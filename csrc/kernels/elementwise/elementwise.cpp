@@ -23,23 +23,26 @@ void by_rows(const Args& args, int64_t columns, RowsFunction<Args> rows) {
   parallel_blocks(args.rows, step, [&](int64_t begin, int64_t end) { rows(args, begin, end); });
 }
 
-BackendTable<RowsFunction<RmsNormArgs>> rms_norm_table() {
-  return {&rms_norm_ref, nullptr, nullptr};
-}
-
-BackendTable<RowsFunction<RotaryArgs>> rotary_table() { return {&rotary_ref, nullptr, nullptr}; }
-
-BackendTable<RowsFunction<GatedActivationArgs>> gated_activation_table() {
-  return {&gated_activation_ref, nullptr, nullptr};
-}
+#if defined(__x86_64__)
+constexpr BackendTable<RowsFunction<RmsNormArgs>> kRmsNorm{&rms_norm_ref, &rms_norm_avx2,
+                                                           &rms_norm_avx512};
+constexpr BackendTable<RowsFunction<RotaryArgs>> kRotary{&rotary_ref, &rotary_avx2, &rotary_avx512};
+constexpr BackendTable<RowsFunction<GatedActivationArgs>> kGatedActivation{
+    &gated_activation_ref, &gated_activation_avx2, &gated_activation_avx512};
+#else
+constexpr BackendTable<RowsFunction<RmsNormArgs>> kRmsNorm{&rms_norm_ref, nullptr, nullptr};
+constexpr BackendTable<RowsFunction<RotaryArgs>> kRotary{&rotary_ref, nullptr, nullptr};
+constexpr BackendTable<RowsFunction<GatedActivationArgs>> kGatedActivation{&gated_activation_ref,
+                                                                           nullptr, nullptr};
+#endif
 
 }  // namespace
 
 // The three kernels have the same backends.
-Backend elementwise_backend(Backend wanted) { return rms_norm_table().resolve(wanted); }
+Backend elementwise_backend(Backend wanted) { return kRmsNorm.resolve(wanted); }
 
 void rms_norm(const RmsNormArgs& args, Backend backend) {
-  by_rows(args, args.columns, rms_norm_table()[backend]);
+  by_rows(args, args.columns, kRmsNorm[backend]);
 }
 
 void rotary(const RotaryArgs& args, Backend backend) {
@@ -48,12 +51,12 @@ void rotary(const RotaryArgs& args, Backend backend) {
                                 2 * args.n_frequencies, " entries and head_dim is ", args.head_dim,
                                 ". Pass at most head_dim / 2 frequencies."));
   }
-  by_rows(args, args.n_heads * args.head_dim, rotary_table()[backend]);
+  by_rows(args, args.n_heads * args.head_dim, kRotary[backend]);
 }
 
 void gated_activation(const GatedActivationArgs& args, Backend backend) {
   const Backend able = args.activation == Activation::kGelu ? Backend::kRef : backend;
-  by_rows(args, args.columns, gated_activation_table()[able]);
+  by_rows(args, args.columns, kGatedActivation[able]);
 }
 
 }  // namespace qcore::kernels

@@ -10,13 +10,15 @@ namespace {
 
 using TileFunction = void (*)(const GramArgs&, int64_t, int64_t);
 
-BackendTable<TileFunction> table() {
-  return BackendTable<TileFunction>{&gram_tile_ref, nullptr, nullptr};
-}
+#if defined(__x86_64__)
+constexpr BackendTable<TileFunction> kTable{&gram_tile_ref, &gram_tile_avx2, &gram_tile_avx512};
+#else
+constexpr BackendTable<TileFunction> kTable{&gram_tile_ref, nullptr, nullptr};
+#endif
 
 }  // namespace
 
-Backend gram_backend(Backend wanted) { return table().resolve(wanted); }
+Backend gram_backend(Backend wanted) { return kTable.resolve(wanted); }
 
 void gram(const GramArgs& args, Backend backend) {
   if (args.n_tokens < 0 || args.in_features < 0) {
@@ -27,7 +29,7 @@ void gram(const GramArgs& args, Backend backend) {
     throw DtypeError("gram: x is float16. Pass float32 or bfloat16.");
   }
   if (args.n_tokens == 0) return;
-  const TileFunction tile = table()[backend];
+  const TileFunction tile = kTable[backend];
   const int64_t tile_rows = (args.in_features + kGramTileRows - 1) / kGramTileRows;
   const int64_t tile_columns = (args.in_features + kGramTileColumns - 1) / kGramTileColumns;
   parallel_for(tile_rows * tile_columns, [&](int64_t index) {

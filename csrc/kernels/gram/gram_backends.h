@@ -10,6 +10,11 @@ namespace qcore::kernels {
 constexpr int64_t kGramTileRows = 96;
 constexpr int64_t kGramTileColumns = 192;
 
+// Tokens whose products are summed by themselves before they join the float32 sum of the chunk: the
+// error grows with block + chunk / block instead of chunk. Half as many float32 as bfloat16 tokens,
+// so that both take the same room.
+constexpr int64_t gram_block_tokens(Dtype dtype) { return dtype == Dtype::kBfloat16 ? 192 : 96; }
+
 // Adds the part of the tile at (row, column) that lies on or above the diagonal.
 void gram_tile_ref(const GramArgs& args, int64_t row, int64_t column);
 void gram_tile_avx2(const GramArgs& args, int64_t row, int64_t column);

@@ -14,10 +14,17 @@ void tile(const GramArgs& args, int64_t row, int64_t column) {
     const int64_t first = std::max(i, column);
     if (first >= column_end) break;
     float sums[kGramTileColumns] = {};
-    for (int64_t t = 0; t < args.n_tokens; ++t) {
-      const T* token = x + t * args.x_stride;
-      const float left = to_float(token[i]);
-      for (int64_t j = first; j < column_end; ++j) sums[j - first] += left * to_float(token[j]);
+    for (int64_t block = 0; block < args.n_tokens; block += gram_block_tokens(args.dtype)) {
+      const int64_t end = std::min(args.n_tokens, block + gram_block_tokens(args.dtype));
+      float of_block[kGramTileColumns] = {};
+      for (int64_t t = block; t < end; ++t) {
+        const T* token = x + t * args.x_stride;
+        const float left = to_float(token[i]);
+        for (int64_t j = first; j < column_end; ++j) {
+          of_block[j - first] += left * to_float(token[j]);
+        }
+      }
+      for (int64_t j = first; j < column_end; ++j) sums[j - first] += of_block[j - first];
     }
     double* out = args.gram + i * args.in_features;
     for (int64_t j = first; j < column_end; ++j) {
