@@ -1,0 +1,142 @@
+"""The main job on a real model: time, memory and KL of each recipe, against plain rounding on the same grid.
+
+    python -m benchmarks.pipeline --model MODEL --calib TRAIN.jsonl --chat HELD.jsonl --wiki WIKI.txt
+
+Every recipe runs in a process of its own, so that its peak memory is its own; all are judged on the same tokens. KL is
+KL(original || artifact) in nats per token, with its standard error over conversations; `ratio` is KL / KL(rounding).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import itertools
+import json
+import multiprocessing
+import platform
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Name, recipe keys, artifact format. The first of each pair of grids is plain rounding, the yardstick of the others.
+RUNS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("rtn asym", {"method": "rtn"}, "awq"),
+    ("default (gptq asym)", {}, "awq"),
+    ("awq asym", {"method": "awq"}, "awq"),
+    ("awq+gptq asym", {"method": "awq+gptq"}, "awq"),
+    ("rtn sym", {"method": "rtn", "symmetric": True}, "gptq"),
+    ("gptq sym", {"symmetric": True}, "gptq"),
+)
+
+
+def chat_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSONL file (plain or gzip) that hold `messages`."""
+    reader = gzip.open if path.suffix == ".gz" else open
+    with reader(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            if "messages" in row:
+                yield {"messages": row["messages"]}
+
+
+def wiki_texts(path: Path) -> Iterator[str]:
+    """The articles of a WikiText file: a line ` = Title = ` begins one."""
+    article: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.startswith(" = ") and not line.startswith(" = = ") and article:
+            yield "".join(article)
+            article = []
+        article.append(line)
+    yield "".join(article)
+
+
+def run_one(settings: dict[str, Any], keys: dict[str, Any], form: str, out: Path) -> dict[str, Any]:
+    """Quantizes and judges; runs in a child process."""
+    import resource
+
+    import qcore
+    from qcore.recipe import Recipe
+
+    model = qcore.open(settings["model"])
+    recipe = Recipe(**keys, group_size=settings["group_size"])
+    calib = qcore.Calibration.build(
+        chat_rows(Path(settings["calib"])),
+        model=model,
+        n_samples=settings["n_samples"],
+        max_length=settings["max_length"],
+    )
+    start = time.perf_counter()
+    artifact = qcore.quantize(
+        model,
+        recipe,
+        calib=calib if recipe.needs_data else None,
+        out=out,
+        format=form,
+        progress="none",
+    )
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rows = settings["rows"]
+    held = {
+        "chat": list(itertools.islice(chat_rows(Path(settings["chat"])), rows)),
+        "wiki": list(itertools.islice(wiki_texts(Path(settings["wiki"])), rows)),
+    }
+    scores = {
+        name: qcore.evaluate(
+            artifact, against=model, data=data, max_length=settings["max_length"]
+        ).to_dict()
+        for name, data in held.items()
+    }
+    return {"seconds": seconds, "peak_mb": peak, "tokens": calib.tokens, "scores": scores}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", required=True, help="checkpoint folder or GGUF file")
+    parser.add_argument("--calib", required=True, help="JSONL with messages, plain or gzip")
+    parser.add_argument("--chat", required=True, help="held-out JSONL with messages")
+    parser.add_argument("--wiki", required=True, help="held-out WikiText file")
+    parser.add_argument("--rows", type=int, default=20, help="held-out samples of each kind")
+    parser.add_argument("--n-samples", type=int, default=128)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--group-size", type=int, default=None)
+    parser.add_argument("--only", help="run the recipes whose name holds this text")
+    settings = vars(parser.parse_args())
+
+    from qcore import _core
+
+    print(
+        f"machine {platform.processor() or platform.machine()}, {_core.num_threads()} threads, "
+        f"backend {_core.active_backend()}; {settings['n_samples']} x {settings['max_length']} tokens, "
+        f"{settings['rows']} + {settings['rows']} held-out samples"
+    )
+    print(
+        f"{'recipe':22} {'s':>6} {'MB':>6}  {'KL chat':>16} {'ratio':>6}  {'KL wiki':>16} {'ratio':>6}"
+    )
+    yardstick: dict[bool, dict[str, float]] = {}
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, keys, form in RUNS:
+            if settings["only"] and settings["only"] not in name and keys.get("method") != "rtn":
+                continue
+            with context.Pool(1) as pool:
+                result = pool.apply(
+                    run_one, (settings, keys, form, Path(folder) / name.replace(" ", "-"))
+                )
+            kld = {kind: score["kld"] for kind, score in result["scores"].items()}
+            base = yardstick.setdefault(
+                bool(keys.get("symmetric")), {kind: value["mean"] for kind, value in kld.items()}
+            )
+            cells = "  ".join(
+                f"{kld[kind]['mean']:8.4f} ±{kld[kind]['se']:6.4f} {kld[kind]['mean'] / base[kind]:6.3f}"
+                for kind in ("chat", "wiki")
+            )
+            print(
+                f"{name:22} {result['seconds']:6.1f} {result['peak_mb']:6.0f}  {cells}", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
