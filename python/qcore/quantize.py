@@ -78,24 +78,18 @@ def quantize(
         QcoreError: by code; nothing is written then. KeyboardInterrupt leaves nothing either.
     """
     clock = RunClock()
-    recipe = recipe or Recipe()
     opened = model if isinstance(model, Model) else open_model(model)
-    job = _settle(opened, recipe, calib, format, progress)
-    with ArtifactWriter(out, overwrite=overwrite, sources=[opened.path]) as writer:
-        writer.plan(planned_tensors(job))
-        clock.lap("prepare")
-        record = _run(job, writer, clock)
-        for name, content in artifact_files(job).items():
-            writer.add_file(name, content)
-        writer.publish(record, clock.to_dict)
-    job.report(
-        {
-            "event": "done",
-            "out": str(out),
-            "fallbacks": len(record["fallbacks"]),
-            "wall_s": clock.elapsed_s,
-        }
-    )
+    with reporter(progress) as report:
+        job = _settle(opened, recipe or Recipe(), calib, format, report)
+        with ArtifactWriter(out, overwrite=overwrite, sources=[opened.path]) as writer:
+            writer.plan(planned_tensors(job))
+            clock.lap("prepare")
+            record = _run(job, writer, clock)
+            for name, content in artifact_files(job).items():
+                writer.add_file(name, content)
+            writer.publish(record, clock.to_dict)
+        fallbacks = len(record["fallbacks"])
+        report({"event": "done", "out": str(out), "fallbacks": fallbacks})
     artifact = open_model(out)
     if not isinstance(artifact, Artifact):
         raise ArgumentError(f"{out} was written but does not open as an artifact.", code="INTERNAL")
@@ -107,7 +101,7 @@ def _settle(
     recipe: Recipe,
     calib: Calibration | str | Path | Iterable[Any] | None,
     format: str,
-    progress: str | Callable[[Mapping[str, Any]], None],
+    report: Progress,
 ) -> _Job:
     """Every refusal that needs no work comes from here."""
     _require_original(model)
@@ -124,7 +118,7 @@ def _settle(
     activations = recipe.activations
     if activations == "auto":
         activations = "bfloat16" if model.dtype == "bfloat16" else "float32"
-    job = _Job(model, recipe, assignment, chosen, calibration, activations, reporter(progress))
+    job = _Job(model, recipe, assignment, chosen, calibration, activations, report)
     _guard_low_bits(job)
     return job
 
@@ -217,7 +211,6 @@ def _run(job: _Job, writer: ArtifactWriter, clock: RunClock) -> dict[str, Any]:
                 "of": len(plan.blocks),
                 "loss": max((r["loss"] or 0.0 for r in solved.reports), default=0.0),
                 "damp": max((r.get("damp", 0.0) for r in solved.reports), default=0.0),
-                "eta_s": clock.elapsed_s / done * (len(plan.blocks) - done),
             }
         )
     _write_rest(job, writer)

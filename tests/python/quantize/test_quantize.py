@@ -1,0 +1,274 @@
+"""The main job on a trained model: every method and grid, the same bytes, and every refusal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+import qcore
+from qcore import _core
+from qcore.errors import CalibrationError, NumericalError, OutputError, QcoreError, RecipeError
+from qcore.recipe import Recipe
+
+METHODS = ("rtn", "gptq", "awq", "awq+gptq")
+SMALL = {"n_samples": 16, "max_length": 96}
+
+
+def run(model, out, recipe, conversations, **options):
+    """quantize() with warnings about the small data set aside."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", qcore.QcoreWarning)
+        return qcore.quantize(
+            model, recipe, calib=conversations, out=out, progress="none", **options
+        )
+
+
+def hashes(folder):
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+        if path.name != "run.json"
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_every_method_gives_an_artifact_near_the_original(
+    one_block, conversations, tmp_path, method, symmetric
+):
+    recipe = Recipe(method=method, symmetric=symmetric, **SMALL)
+    artifact = run(one_block, tmp_path / "out", recipe, conversations)
+    base = qcore.open(one_block)
+    for layer in base.plan.linears:
+        weight = np.asarray(base.tensors[f"{layer.name}.weight"].array(), np.float32)
+        restored = artifact.dequantize(layer.name)
+        # 4 bits at group 128 leave about a tenth of a bell-shaped weight's norm; AWQ folds scales
+        # into the layer, so only its shape can be compared.
+        if "awq" not in method:
+            assert np.linalg.norm(restored - weight) <= 0.25 * np.linalg.norm(weight), layer.name
+        assert restored.shape == weight.shape
+    assert artifact.verify() == []
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group_size", [32, 64, 128, 256, -1])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_every_grid_is_written_and_read_back(
+    one_block, conversations, tmp_path, bits, group_size, symmetric
+):
+    recipe = Recipe(
+        bits=bits, group_size=group_size, symmetric=symmetric, allow_low_bits="a test", **SMALL
+    )
+    artifact = run(one_block, tmp_path / "out", recipe, conversations, format="ct")
+    layer = artifact.quantized("model.layers.0.mlp.down_proj")
+    assert layer.codes.max() <= 2**bits - 1
+    assert layer.group_size == (768 if group_size == -1 else group_size)
+    if symmetric:
+        assert (layer.zeros == 2 ** (bits - 1)).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_thread_count_does_not_change_a_byte(one_block, conversations, tmp_path, method):
+    before = _core.num_threads()
+    seen = []
+    try:
+        for threads in (1, 2, 4):
+            _core.set_threads(threads)
+            out = tmp_path / f"threads-{threads}"
+            run(one_block, out, Recipe(method=method, **SMALL), conversations)
+            seen.append(hashes(out))
+    finally:
+        _core.set_threads(before)
+    assert seen[0] == seen[1] == seen[2]
+    assert "qcore.json" in seen[0]
+
+
+def test_calibrated_codes_beat_rounding_on_held_out_text(
+    one_block, conversations, held_out, tmp_path
+):
+    scores = {}
+    for method in ("rtn", "gptq"):
+        artifact = run(one_block, tmp_path / method, Recipe(method=method, **SMALL), conversations)
+        scores[method] = qcore.evaluate(artifact, against=one_block, data=held_out, max_length=96)
+    assert scores["gptq"].to_dict()["kld"]["mean"] < scores["rtn"].to_dict()["kld"]["mean"]
+
+
+def test_record_says_what_was_done(one_block, conversations, tmp_path):
+    artifact = run(one_block, tmp_path / "out", Recipe(**SMALL), conversations)
+    record = artifact.record
+    assert record["recipe"]["method"] == "gptq"
+    assert record["resolved"]["group_size"] == 128
+    assert record["backend"] == _core.active_backend()
+    assert record["fallbacks"] == []
+    assert {entry["layer"] for entry in record["layers"]} == {
+        linear.name for linear in artifact.plan.linears
+    }
+    assert all(0 < entry["loss"] < 1 for entry in record["layers"])
+    run_file = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run_file["threads"] == _core.num_threads()
+    assert "date" not in json.dumps(record)
+
+
+def test_kept_and_overridden_layers(one_block, conversations, tmp_path):
+    recipe = Recipe(method="rtn", symmetric=True).with_(layers="*.down_proj", bits=8, why="a test")
+    recipe = Recipe.from_dict({**recipe.to_dict(), "keep": ["*.o_proj"]})
+    artifact = run(one_block, tmp_path / "out", recipe, conversations, format="ct")
+    assert artifact.quantized("model.layers.0.mlp.down_proj").spec.bits == 8
+    assert artifact.quantized("model.layers.0.mlp.up_proj").spec.bits == 4
+    base = qcore.open(one_block)
+    name = "model.layers.0.self_attn.o_proj.weight"
+    assert (artifact.tensors[name].array() == base.tensors[name].array()).all()
+    assert artifact.record["resolved"]["kept"] == ["model.layers.0.self_attn.o_proj"]
+
+
+def test_propagation_choices_differ_only_after_the_first_block(conversations, tmp_path):
+    from .conftest import cut_model
+
+    model = cut_model(tmp_path / "two", blocks=2)
+    first, second = (
+        run(model, tmp_path / way, Recipe(propagate=way, **SMALL), conversations)
+        for way in ("quantized", "reference")
+    )
+    name = "model.layers.{}.mlp.down_proj"
+    assert (first.quantized(name.format(0)).codes == second.quantized(name.format(0)).codes).all()
+    assert (first.quantized(name.format(1)).codes != second.quantized(name.format(1)).codes).any()
+
+
+def test_progress_tells_each_block(one_block, conversations, tmp_path):
+    events = []
+    qcore.quantize(
+        one_block, Recipe(method="rtn"), out=tmp_path / "out", progress=lambda e: events.append(e)
+    )
+    assert [(e["index"], e["of"]) for e in events if e["event"] == "block"] == [(1, 1)]
+
+
+def refused(tmp_path, code, error, call):
+    """The call raises `error` with `code` and leaves the folder as it was."""
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(error) as caught:
+        call()
+    assert caught.value.code == code
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_nan_weight_is_named_and_nothing_is_written(nan_model, conversations, tmp_path):
+    def call():
+        run(nan_model, tmp_path / "out", Recipe(method="rtn"), conversations)
+
+    refused(tmp_path, "VALUE_NAN", NumericalError, call)
+    with pytest.raises(NumericalError, match=r"up_proj\.weight holds NaN at row 3, column 5"):
+        call()
+
+
+def test_nan_activation_is_named(conversations, tmp_path):
+    from .conftest import cut_model
+
+    def poison(tensors):
+        tensors["model.embed_tokens.weight"] = np.full_like(
+            tensors["model.embed_tokens.weight"], np.nan
+        )
+
+    model = cut_model(tmp_path / "model", change=poison)
+    refused(
+        tmp_path,
+        "ACTIVATION_NAN",
+        NumericalError,
+        lambda: run(model, tmp_path / "out", Recipe(**SMALL), conversations),
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        ({"group_size": 96}, "GROUP_INDIVISIBLE"),
+        ({"bits": 3}, "LOW_BIT"),
+        ({"overrides": [{"match": "*.no_such", "bits": 8}]}, "RECIPE_NO_MATCH"),
+        ({"keep": ["*"]}, "RECIPE_CONFLICT"),
+    ],
+    ids=str,
+)
+def test_recipes_that_cannot_be_met_are_refused(one_block, conversations, tmp_path, keys, code):
+    recipe = Recipe.from_dict({**SMALL, **keys})
+    refused(
+        tmp_path,
+        code,
+        RecipeError,
+        lambda: run(one_block, tmp_path / "out", recipe, conversations, format="ct"),
+    )
+
+
+def test_low_bit_refusal_shows_the_damage_of_rounding(one_block, conversations, tmp_path):
+    with pytest.raises(RecipeError, match=r"KL \d+\.\d+ at 4 bits and \d+\.\d+ at 3 bits"):
+        run(one_block, tmp_path / "out", Recipe(bits=3, **SMALL), conversations)
+
+
+def test_group_size_refusal_names_every_layer(one_block, conversations, tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        run(one_block, tmp_path / "out", Recipe(method="rtn", group_size=512), conversations)
+    for role in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+        assert any(name.endswith(role) for name in caught.value.found), role
+
+
+def test_missing_calibration_data_is_refused(one_block, tmp_path):
+    refused(
+        tmp_path,
+        "CALIB_MISSING",
+        CalibrationError,
+        lambda: qcore.quantize(one_block, out=tmp_path / "out", progress="none"),
+    )
+
+
+def test_artifact_is_not_quantized_again(one_block, conversations, tmp_path):
+    artifact = run(one_block, tmp_path / "out", Recipe(method="rtn"), conversations)
+    refused(
+        tmp_path,
+        "ALREADY_QUANTIZED",
+        QcoreError,
+        lambda: run(artifact, tmp_path / "again", Recipe(method="rtn"), conversations),
+    )
+
+
+def test_existing_output_is_kept_unless_told(one_block, conversations, tmp_path):
+    out = tmp_path / "out"
+    run(one_block, out, Recipe(method="rtn"), conversations)
+    before = hashes(out)
+    refused(
+        tmp_path,
+        "OUTPUT_EXISTS",
+        OutputError,
+        lambda: run(one_block, out, Recipe(method="rtn", symmetric=True), conversations),
+    )
+    assert hashes(out) == before
+    run(one_block, out, Recipe(method="rtn", symmetric=True), conversations, overwrite=True)
+    assert hashes(out) != before
+
+
+def test_interrupt_leaves_nothing_behind(one_block, conversations, tmp_path):
+    def stop(event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        qcore.quantize(one_block, Recipe(method="rtn"), out=tmp_path / "out", progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layer_that_cannot_be_factored_is_rounded_counted_and_named(
+    one_block, conversations, tmp_path, monkeypatch
+):
+    real = _core.factor_hessian
+
+    class Failed:
+        def __init__(self, factor):
+            self.damp_tried, self.dead_columns, self.failed = factor.damp_tried, 0, True
+
+    monkeypatch.setattr(
+        _core,
+        "factor_hessian",
+        lambda *args, **kwargs: Failed(real(*args, **kwargs)),
+    )
+    artifact = run(one_block, tmp_path / "out", Recipe(**SMALL), conversations)
+    assert artifact.record["fallbacks"] == [linear.name for linear in artifact.plan.linears]
