@@ -227,12 +227,10 @@ class Recipe:
         return f"Recipe({self.explain()})"
 
     def _repr_html_(self) -> str:
-        from qcore.cards import table_card
+        from qcore.cards import Card, html_card
 
-        rows = [
-            (key, value) for key, value in self.to_dict().items() if value not in ("", [], None)
-        ]
-        return table_card("Recipe", self.explain(), ("setting", "value"), rows)
+        facts = {k: v for k, v in self.to_dict().items() if v not in ("", [], None)}
+        return html_card(Card("Recipe", self.explain(), facts=facts))
 
 
 def _check_recipe(recipe: Recipe) -> None:
