@@ -3,7 +3,8 @@
 from qcore.formats.artifact_writer import ArtifactWriter
 from qcore.formats.base import Format, LayerShape, TensorSpec
 from qcore.formats.manifest import Problem, read_record, require_verified, verify_artifact
-from qcore.formats.select import FORMATS, choose_format
+from qcore.formats.reader import QuantizedReader
+from qcore.formats.select import FORMATS, choose_format, detect
 
 __all__ = [
     "FORMATS",
@@ -11,8 +12,10 @@ __all__ = [
     "Format",
     "LayerShape",
     "Problem",
+    "QuantizedReader",
     "TensorSpec",
     "choose_format",
+    "detect",
     "read_record",
     "require_verified",
     "verify_artifact",

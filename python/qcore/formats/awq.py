@@ -14,6 +14,14 @@ import numpy as np
 
 from qcore import _core
 from qcore.formats.base import Format, LayerShape, Misfit, TensorSpec, stored_scales
+from qcore.formats.reader import (
+    SCALE_DTYPES,
+    QuantizedReader,
+    Tensors,
+    array_of,
+    refused_setting,
+    require_groups,
+)
 from qcore.spec import Array, QuantizedLinear, QuantSpec, ScaleDtype, UInt8Array
 
 CODES_PER_WORD = 8
@@ -111,3 +119,45 @@ def _interleaved(codes: UInt8Array) -> Array:
     blocks = codes.reshape(rows // CODES_PER_WORD, CODES_PER_WORD, columns)
     ordered = blocks[:, OUTPUT_OF_NIBBLE, :].reshape(rows, columns)
     return np.ascontiguousarray(_core.pack_columns(ordered, 4).T)
+
+
+def _deinterleaved(words: Array, rows: int) -> UInt8Array:
+    """(columns, N / 8) words -> (N, columns) codes."""
+    ordered = _core.unpack_columns(np.ascontiguousarray(words.T), 4, rows)
+    blocks = ordered.reshape(rows // CODES_PER_WORD, CODES_PER_WORD, -1)
+    codes = np.empty_like(blocks)
+    codes[:, OUTPUT_OF_NIBBLE, :] = blocks
+    return codes.reshape(rows, -1)
+
+
+class AwqReader(QuantizedReader):
+    """AWQ GEMM files of anyone."""
+
+    name = "awq"
+    suffixes = ("qweight", "qzeros", "scales")
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__(settings)
+        if self.bits not in AwqFormat.bits:
+            raise refused_setting("bits", self.bits, "AWQ of 4 bits")
+        version = settings.get("version") or settings.get("format") or "gemm"
+        if not isinstance(version, str) or version.lower() != "gemm":
+            raise refused_setting("version", version, 'the version "gemm"')
+
+    def read(
+        self, tensors: Tensors, layer: str, *, out_features: int, in_features: int
+    ) -> QuantizedLinear:
+        """One layer."""
+        n_words = -(-out_features // CODES_PER_WORD)
+        words = array_of(tensors, f"{layer}.qweight", ("int32",), (in_features, n_words))
+        scales = array_of(tensors, f"{layer}.scales", SCALE_DTYPES, (None, out_features))
+        n_groups = scales.shape[0]
+        require_groups(layer, n_groups, in_features)
+        zero_words = array_of(tensors, f"{layer}.qzeros", ("int32",), (n_groups, n_words))
+        return self.finished(
+            layer,
+            4,
+            _deinterleaved(words, out_features),
+            scales.T,
+            _deinterleaved(zero_words, out_features),
+        )

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from qcore import _core
-from qcore.errors import RecipeError
+from qcore.errors import FormatError, RecipeError, escaped
 from qcore.formats.base import (
     Format,
     LayerShape,
@@ -28,7 +28,16 @@ from qcore.formats.base import (
     stored_scales,
     with_fused_names,
 )
-from qcore.spec import Array, QuantizedLinear, QuantSpec, ScaleDtype
+from qcore.formats.reader import (
+    SCALE_DTYPES,
+    QuantizedReader,
+    Tensors,
+    array_of,
+    refused_setting,
+    require_bits,
+    require_groups,
+)
+from qcore.spec import Array, QuantizedLinear, QuantSpec, ScaleDtype, UInt8Array
 
 # Fewest codes that fill whole 32-bit words, by code width; 32 codes of 3 bits fill three words.
 CODES_PER_PACK = {2: 16, 3: 32, 4: 8, 8: 4}
@@ -177,3 +186,91 @@ class GptqV2(GptqFormat):
 def _without_head(kept: Sequence[str]) -> list[str]:
     # "lm_head": false says it already.
     return [name for name in kept if name != "lm_head"]
+
+
+class GptqReader(QuantizedReader):
+    """GPTQ files of anyone, v1 and v2, with sequential groups.
+
+    Args:
+        settings: the quantization_config.
+        label_is_guess: the checkpoint format is not stated (AutoRound): a symmetric layer's zeros decide.
+    """
+
+    name = "gptq"
+    suffixes = ("qweight", "qzeros", "scales", "g_idx")
+
+    def __init__(self, settings: Mapping[str, Any], *, label_is_guess: bool = False) -> None:
+        super().__init__(settings)
+        require_bits(self.bits)
+        label = settings.get("checkpoint_format") or settings.get("format") or "gptq"
+        if label_is_guess:
+            label = "gptq"
+        if label not in ("gptq", "gptq_v2"):
+            raise refused_setting(
+                "checkpoint_format", label, "the checkpoint formats gptq and gptq_v2"
+            )
+        if settings.get("pack_dtype", "int32") not in ("int32", "torch.int32"):
+            raise refused_setting("pack_dtype", settings["pack_dtype"], "words of int32")
+        self._zero_offset = 1 if label == "gptq" else 0
+        self._label = str(label)
+        self._label_is_guess = label_is_guess
+        self._symmetric = settings.get("sym") is True
+
+    @property
+    def description(self) -> str:
+        """The checkpoint format too."""
+        return super().description.replace("gptq", self._label, 1)
+
+    def read(
+        self, tensors: Tensors, layer: str, *, out_features: int, in_features: int
+    ) -> QuantizedLinear:
+        """One layer; the width of its codes is what its words hold."""
+        words = array_of(tensors, f"{layer}.qweight", ("int32",), (None, out_features))
+        bits = require_bits(words.shape[0] * 32 / in_features if in_features else 0)
+        scales = array_of(tensors, f"{layer}.scales", SCALE_DTYPES, (None, out_features))
+        n_groups = scales.shape[0]
+        require_groups(layer, n_groups, in_features)
+        zero_words = array_of(
+            tensors, f"{layer}.qzeros", ("int32",), (n_groups, -(-out_features * bits // 32))
+        )
+        self._require_sequential(tensors, layer, in_features, n_groups)
+        codes = _core.unpack_rows(np.ascontiguousarray(words.T), bits, in_features)
+        stored = _core.unpack_rows(np.ascontiguousarray(zero_words), bits, out_features).T
+        zeros = (stored + np.uint8(self._offset_of(layer, stored, bits))) & np.uint8(
+            (1 << bits) - 1
+        )
+        return self.finished(layer, bits, codes, scales.T, zeros)
+
+    def _require_sequential(
+        self, tensors: Tensors, layer: str, in_features: int, n_groups: int
+    ) -> None:
+        if f"{layer}.g_idx" not in tensors:
+            return
+        g_idx = array_of(tensors, f"{layer}.g_idx", ("int32",), (in_features,))
+        if not np.array_equal(g_idx, np.arange(in_features) // (in_features // n_groups)):
+            raise FormatError(
+                f"The inputs of {escaped(layer)} are not in the order of their groups (desc_act).",
+                code="CONFIG_VALUE",
+                where=f"{escaped(layer)}.g_idx",
+                needed="a sequential g_idx",
+                remedy="qcore reads files without run-time reordering; quantize the original model instead.",
+            )
+
+    def _offset_of(self, layer: str, stored: UInt8Array, bits: int) -> int:
+        """What to add to a stored zero. A symmetric file shows by its zeros whether its label is right."""
+        offset = self._zero_offset
+        middle = 1 << (bits - 1)
+        if not self._symmetric or not stored.size or not (stored == middle - 1 + offset).all():
+            return offset
+        if self._label_is_guess:
+            return 1 - offset
+        shown = f"zeros of {middle - 1 + offset}, which {self._label} reads as {middle - 1 + 2 * offset}"
+        raise FormatError(
+            f"{escaped(layer)} is symmetric and stores {shown}, not as {middle}: "
+            "the other checkpoint format's zeros.",
+            code="CONFIG_INCONSISTENT",
+            where=f"{escaped(layer)}.qzeros",
+            found=self._label,
+            needed="gptq_v2" if offset else "gptq",
+            remedy="If the file came from a tool that mislabels, correct checkpoint_format in its config.",
+        )

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qcore.errors import AccessError, ArgumentError, OutputError, QcoreError, ResourceError, escaped
@@ -180,6 +180,10 @@ class Staging:
 
     def remove(self) -> None:
         """Deletes what lies under the staging name; safe to call twice."""
+        # First what makes a folder a model, in case we are killed half way.
+        for name in ("qcore.json", "config.json"):
+            with suppress(OSError):
+                (self.folder / name).unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _rename_to_free_name(self) -> None:

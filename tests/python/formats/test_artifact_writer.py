@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -443,56 +442,79 @@ def test_an_encoder_that_lies_publishes_nothing(
     assert names_in(tmp_path) == set()
 
 
-KILLED = """
+# A child per kill point, forked from one process that has imported everything and used no thread.
+KILLER = """
 import os, signal, sys
 from pathlib import Path
 from test_artifact_writer import write
-count = 0
-def kill_at(name, nth, real):
+from qcore.formats import staging
+
+root = Path(sys.argv[1])
+calls = 0
+
+def counted(real, nth):
     def call(*args, **kwargs):
-        global count
-        count += 1
-        if count == nth:
+        global calls
+        calls += 1
+        if calls == nth:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **kwargs)
     return call
-nth = int(sys.argv[2])
-for name in ("pwrite", "fsync", "open", "posix_fallocate"):
-    setattr(os, name, kill_at(name, nth, getattr(os, name)))
-from qcore.formats import staging
-staging._rename = kill_at("rename", nth, staging._rename)
-write(Path(sys.argv[1]))
-print(count)
+
+def child(nth):
+    for name in ("mkdir", "pwrite", "fsync", "open", "posix_fallocate"):
+        setattr(os, name, counted(getattr(os, name), nth))
+    staging._rename = counted(staging._rename, nth)
+    write(root / str(nth) / "out")
+    (root / "calls").write_text(str(calls))
+
+def forked(nth):
+    (root / str(nth)).mkdir()
+    pid = os.fork()
+    if pid == 0:
+        child(nth)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+assert forked(0) == 0
+for nth in range(1, int((root / "calls").read_text()) + 1):
+    assert forked(nth) == -signal.SIGKILL, nth
 """
 
 
 def test_kill_minus_nine_anywhere_leaves_no_destination_or_a_complete_one(tmp_path: Path) -> None:
-    """SIGKILL before every 6th system call of the writer, and around the rename."""
-
-    def run(nth: int) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", KILLED, str(tmp_path / f"{nth}" / "out"), str(nth)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=HERE,
-        )
-
-    (tmp_path / "0").mkdir()
-    calls = int(run(0).stdout)
+    """SIGKILL before every single system call by which the writer changes the disk."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=HERE,
+    )
+    assert done.returncode == 0, done.stderr
+    calls = int((tmp_path / "calls").read_text())
     assert calls > 20
-    for nth in sorted({*range(1, calls, 6), *range(calls - 5, calls + 1)}):
-        (tmp_path / f"{nth}").mkdir()
-        assert run(nth).returncode == -signal.SIGKILL
+    published = 0
+    for nth in range(1, calls + 1):
         for path in (tmp_path / f"{nth}").iterdir():
             if path.name == "out":
+                published += 1
                 assert verify_artifact(path) == ()
                 continue
-            assert path.name.startswith(".out.staging-")
-            finished = {"config.json", "qcore.json"} & names_in(path)
+            assert path.name.startswith(".out.staging-"), nth
             shard = path / "model.safetensors"
-            if "config.json" not in finished and shard.exists() and nth < calls // 2:
-                assert shard.read_bytes()[:8] in (b"", bytes(8))
+            if shard.exists() and shard.read_bytes()[:8] not in (b"", bytes(8)):
+                # The weights read: all of them were written before their header's length.
+                assert (
+                    second_reader.read_safetensors(shard).keys()
+                    == second_reader.read_safetensors(
+                        tmp_path / "0" / "out" / "model.safetensors"
+                    ).keys()
+                )
+            else:
+                assert not names_in(path) & {"config.json", "qcore.json"}, nth
+    # The rename is followed by the sync of the parent folder, and by nothing else.
+    assert 1 <= published <= 2
 
 
 def test_refuses_misuse(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_compressed_tensors_takes_odd_sizes(bits: int, rows: int, columns: int) 
         assert np.array_equal(array, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from([2, 3, 4, 8]), st.integers(0, 70), st.integers(0, 70), st.integers(0, 2**32 - 1)
 )
