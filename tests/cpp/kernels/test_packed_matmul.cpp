@@ -1,0 +1,218 @@
+// packed_matmul on whatever CPU this is: the layout bit by bit, and products against double.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "base/backend.h"
+#include "base/error.h"
+#include "check.h"
+#include "kernels/packed_matmul/packed_matmul.h"
+
+using namespace qcore;
+using namespace qcore::kernels;
+
+namespace {
+
+// Whole numbers from a linear congruential generator (Knuth, MMIX).
+class Numbers {
+ public:
+  uint32_t below(uint32_t limit) {
+    state_ = state_ * 6364136223846793005ull + 1442695040888963407ull;
+    return static_cast<uint32_t>(state_ >> 32) % limit;
+  }
+  float signed_unit() { return static_cast<float>(below(2001)) * 0x1p-10f - 1000 * 0x1p-10f; }
+
+ private:
+  uint64_t state_ = 1;
+};
+
+struct alignas(64) Line {
+  uint8_t bytes[64];
+};
+
+struct Layer {
+  Layer(int64_t N, int64_t K, int64_t group_size, int bits, Numbers& numbers)
+      : view{nullptr, N, K, group_size, bits, Dtype::kFloat16} {
+    for (int64_t i = 0; i < N * K; ++i) {
+      codes.push_back(static_cast<uint8_t>(numbers.below(1u << bits)));
+    }
+    for (int64_t i = 0; i < N * groups(); ++i) {
+      scales.push_back(numbers.signed_unit());
+      zeros.push_back(static_cast<uint8_t>(numbers.below(1u << bits)));
+    }
+    view.scale_dtype = narrowest_scale_dtype(scales.data(), N * groups());
+    memory.resize(static_cast<size_t>(packed_weight_bytes(view)) / sizeof(Line));
+    uint8_t* data = memory.empty() ? nullptr : memory.front().bytes;
+    pack_weight(codes.data(), scales.data(), zeros.data(), view, data);
+    view.data = data;
+  }
+  int64_t groups() const { return view.in_features / view.group_size; }
+  double weight(int64_t n, int64_t k) const {
+    const auto group = static_cast<size_t>(n * groups() + k / view.group_size);
+    return static_cast<double>(scales[group]) *
+           (codes[static_cast<size_t>(n * view.in_features + k)] - zeros[group]);
+  }
+
+  PackedWeightView view;
+  std::vector<uint8_t> codes;
+  std::vector<float> scales;
+  std::vector<uint8_t> zeros;
+  std::vector<Line> memory;
+};
+
+void the_layout_is_as_described() {
+  // One strip, one group of 12 inputs: two lines of codes, scales and zeros in a third.
+  PackedWeightView shape{nullptr, 2, 12, 12, 4, Dtype::kFloat16};
+  CHECK(packed_weight_bytes(shape) == 3 * 64);
+  std::vector<uint8_t> codes(24);
+  for (size_t i = 0; i < 24; ++i) codes[i] = static_cast<uint8_t>((3 * (i / 12) + i % 12) % 16);
+  const float scales[2] = {0.5f, -2.0f};
+  const uint8_t zeros[2] = {7, 16};
+  Line lines[3];
+  pack_weight(codes.data(), scales, zeros, shape, lines[0].bytes);
+  CHECK(lines[0].bytes[0] == 0x40);      // row 0: codes 0 and 4
+  CHECK(lines[0].bytes[3] == 0x73);      // codes 3 and 7
+  CHECK(lines[0].bytes[4] == 0x73);      // row 1: codes of inputs 0 and 4
+  CHECK(lines[0].bytes[8] == 0);         // row 2 does not exist
+  CHECK(lines[1].bytes[0] == 0x78);      // input 8, and the zero beyond the group's end
+  CHECK(lines[1].bytes[4 + 3] == 0xfe);  // input 11 of row 1; its zero, 16, as the largest code
+  CHECK(lines[2].bytes[0] == 0x00);
+  CHECK(lines[2].bytes[1] == 0x38);  // 0.5 in float16
+  CHECK(lines[2].bytes[3] == 0xc0);  // -2
+  CHECK(lines[2].bytes[32] == 7);
+  CHECK(lines[2].bytes[33] == 16);
+
+  shape.bits = 8;
+  shape.scale_dtype = Dtype::kFloat32;
+  CHECK(packed_weight_bytes(shape) == (4 + 2) * 64);
+}
+
+void scales_take_the_narrowest_exact_type() {
+  const float half[2] = {0.1f, 1.0f};
+  CHECK(narrowest_scale_dtype(half + 1, 1) == Dtype::kFloat16);
+  CHECK(narrowest_scale_dtype(half, 2) == Dtype::kFloat32);
+  const float wide[2] = {0x1p-60f, -3.0f};
+  CHECK(narrowest_scale_dtype(wide, 2) == Dtype::kBfloat16);
+}
+
+void packing_and_unpacking_are_inverse() {
+  Numbers numbers;
+  for (const int bits : {2, 3, 4, 8}) {
+    for (const int64_t N : {0, 1, 15, 16, 17, 40}) {
+      const Layer layer(N, 90, 15, bits, numbers);
+      std::vector<uint8_t> codes(layer.codes.size());
+      std::vector<float> scales(layer.scales.size());
+      std::vector<uint8_t> zeros(layer.zeros.size());
+      unpack_weight(layer.view, codes.data(), scales.data(), zeros.data());
+      CHECK(codes == layer.codes);
+      CHECK(scales == layer.scales);
+      CHECK(zeros == layer.zeros);
+    }
+  }
+}
+
+std::vector<float> product(const Layer& layer, const std::vector<float>& x, int64_t M,
+                           Activations activations, Backend backend) {
+  std::vector<float> y(static_cast<size_t>(M * layer.view.out_features), -1.0f);
+  PackedMatmulArgs args;
+  args.x = x.data();
+  args.x_stride = layer.view.in_features;
+  args.activations = activations;
+  args.weight = layer.view;
+  args.y = y.data();
+  args.y_stride = layer.view.out_features;
+  args.n_tokens = M;
+  packed_matmul(args, backend);
+  return y;
+}
+
+// What the kernel multiplies with, for one row.
+std::vector<double> used_x(const float* x, int64_t K, Activations activations) {
+  float largest = 0.0f;
+  for (int64_t k = 0; k < K; ++k) largest = std::max(largest, std::fabs(x[k]));
+  std::vector<double> used;
+  for (int64_t k = 0; k < K; ++k) {
+    if (activations == Activations::kFloat32) {
+      used.push_back(static_cast<double>(x[k]));
+    } else if (activations == Activations::kBfloat16) {
+      used.push_back(static_cast<double>(to_float(to_bf16(x[k]))));
+    } else {
+      const float q = std::nearbyint(x[k] * (127.0f / largest));
+      used.push_back(static_cast<double>(q) * static_cast<double>(largest / 127.0f));
+    }
+  }
+  return used;
+}
+
+void check_product(const Layer& layer, const std::vector<float>& x, int64_t M,
+                   Activations activations, const std::vector<float>& y) {
+  const int64_t N = layer.view.out_features;
+  const int64_t K = layer.view.in_features;
+  for (int64_t m = 0; m < M; ++m) {
+    const std::vector<double> used = used_x(x.data() + m * K, K, activations);
+    for (int64_t n = 0; n < N; ++n) {
+      double sum = 0.0, x_norm = 0.0, w_norm = 0.0;
+      for (int64_t k = 0; k < K; ++k) {
+        const double a = used[static_cast<size_t>(k)];
+        const double b = layer.weight(n, k);
+        sum += a * b;
+        x_norm += a * a;
+        w_norm += b * b;
+      }
+      const double bound =
+          2.0 * static_cast<double>(std::max<int64_t>(K, 2)) * 0x1p-24 * std::sqrt(x_norm * w_norm);
+      CHECK_NEAR(y[static_cast<size_t>(m * N + n)], sum, bound);
+    }
+  }
+}
+
+void every_backend_is_within_its_bound() {
+  Numbers numbers;
+  for (const int bits : {2, 3, 4, 8}) {
+    for (const int64_t group_size : {32, 64, 192, 12}) {
+      for (const int64_t M : {1, 7, 9}) {
+        const Layer layer(33, 192, group_size, bits, numbers);
+        std::vector<float> x;
+        for (int64_t i = 0; i < M * 192; ++i) x.push_back(numbers.signed_unit());
+        for (const Activations activations :
+             {Activations::kFloat32, Activations::kBfloat16, Activations::kInt8}) {
+          const std::vector<float> ref = product(layer, x, M, activations, Backend::kRef);
+          for (const Backend backend : available_backends()) {
+            CHECK(packed_matmul_backend(backend) == backend);
+            const std::vector<float> y = product(layer, x, M, activations, backend);
+            check_product(layer, x, M, activations, y);
+            if (activations != Activations::kBfloat16) CHECK(y == ref);
+          }
+        }
+      }
+    }
+  }
+}
+
+void refuses_what_it_cannot_take() {
+  CHECK_THROWS(packed_weight_bytes(PackedWeightView{nullptr, 4, 100, 64, 4, Dtype::kFloat16}),
+               ArgumentError);
+  CHECK_THROWS(packed_weight_bytes(PackedWeightView{nullptr, 4, 100, 50, 5, Dtype::kFloat16}),
+               ArgumentError);
+  CHECK_THROWS(packed_weight_bytes(PackedWeightView{nullptr, 4, 70000, 70000, 4, Dtype::kFloat16}),
+               ArgumentError);
+  const PackedWeightView shape{nullptr, 1, 1, 1, 4, Dtype::kFloat16};
+  Line lines[2];
+  const float inexact = 0.1f;
+  const float scale = 1.0f;
+  const uint8_t code = 16;
+  const uint8_t zero = 0;
+  CHECK_THROWS((pack_weight(&zero, &inexact, &zero, shape, lines[0].bytes), 0), ArgumentError);
+  CHECK_THROWS((pack_weight(&code, &scale, &zero, shape, lines[0].bytes), 0), ArgumentError);
+}
+
+}  // namespace
+
+int main() {
+  the_layout_is_as_described();
+  scales_take_the_narrowest_exact_type();
+  packing_and_unpacking_are_inverse();
+  every_backend_is_within_its_bound();
+  refuses_what_it_cannot_take();
+  return qcore::test::report();
+}
