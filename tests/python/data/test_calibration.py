@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
-from models import ASSETS, TEMPLATE, chat, chat_model, word_model, words
+from data_stand_ins import ASSETS, TEMPLATE, chat, chat_model, word_model, words
 
 from qcore.data import Calibration, ChatTemplate
 from qcore.errors import ArgumentError, QcoreError, QcoreWarning
