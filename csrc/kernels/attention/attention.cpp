@@ -36,6 +36,10 @@ void check(const AttentionArgs& args) {
                                   " queries and ", sequence.n_keys,
                                   " keys. The queries are the last of the keys."));
     }
+    if (sequence.n_keys >= kAttentionMaxKeys) {
+      throw ArgumentError(message("attention: sequence ", s, " has ", sequence.n_keys,
+                                  " keys. It must have fewer than ", kAttentionMaxKeys, "."));
+    }
   }
 }
 

@@ -16,7 +16,9 @@ namespace qcore::kernels {
 //   out  (n_queries, n_heads · head_dim)     float32, overwritten
 //
 // scores = q · k · scale; softcap > 0: softcap · tanh(scores / softcap). Softmax in float32 with
-// the maximum taken off.
+// the maximum taken off. With u = 2^-24, S the largest |q|₂ · |k|₂ · scale of a row, n its keys and
+// V the largest |v|: |error| <= 2u · ((head_dim + 3) · S + 2 S + 8 + n) · V, plus 16u · softcap · V
+// with a soft cap.
 struct AttentionSequence {
   const float* q = nullptr;
   const float* k = nullptr;
@@ -40,7 +42,9 @@ struct AttentionArgs {
   int64_t window = 0;    // 0: none
 };
 
-// A sequence's result depends on nothing but that sequence: not on threads, not on its neighbours.
+// A query's result depends on its sequence alone: not on threads, not on other sequences, not on
+// how many queries of its sequence are in the call. Throws ArgumentError for head counts that do not
+// divide, head_dim above 512 and sequences of 2^24 keys or more.
 void attention(const AttentionArgs& args, Backend backend);
 Backend attention_backend(Backend wanted);
 

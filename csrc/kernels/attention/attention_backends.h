@@ -11,6 +11,8 @@ namespace qcore::kernels {
 constexpr int64_t kAttentionRows = 64;
 // The largest head_dim: an item keeps its queries and sums on the stack.
 constexpr int64_t kAttentionMaxHeadDim = 512;
+// Positions are compared as float32, which holds whole numbers up to here.
+constexpr int64_t kAttentionMaxKeys = int64_t{1} << 24;
 
 // Rows [first_row, last_row) of one sequence and one key head, last_row - first_row <=
 // kAttentionRows.

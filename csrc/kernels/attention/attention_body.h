@@ -220,7 +220,9 @@ struct RowBlock {
     const int64_t lowest = position_of(first_row);
     const int64_t highest = position_of(first_row + rows - 1);
     const bool windowed = args.window > 0;
-    const int64_t begin = windowed && lowest >= args.window ? lowest - args.window + 1 : 0;
+    // Blocks begin at multiples of kKeyBlock, so a row's sums do not depend on the rows beside it.
+    const int64_t first = windowed && lowest >= args.window ? lowest - args.window + 1 : 0;
+    const int64_t begin = first / kKeyBlock * kKeyBlock;
     const float* k = item.sequence->k + item.kv_head * args.head_dim;
     const float* v = item.sequence->v + item.kv_head * args.head_dim;
     for (int64_t key = begin; key <= highest; key += kKeyBlock) {

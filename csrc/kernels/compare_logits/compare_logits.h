@@ -8,12 +8,18 @@
 namespace qcore::kernels {
 
 //   base, other  (rows, vocabulary)  float32 logits, rows contiguous; `other` may be null
-//   targets      (rows,)             the token that really followed
-// Results, each (rows,); float64; log-softmax in float64:
-//   base_nll, other_nll  -log p(target)
-//   kl                   Σ_v p log(p / q), p = softmax(base), q = softmax(other); >= 0 up to
-//   rounding, clamped at 0 same_top             1 where both have the same most likely token (ties:
-//   the lowest index), else 0 (uint8) base_top_probability max p
+//   targets      (rows,)             the token that really followed; ArgumentError outside [0,
+//                                    vocabulary)
+//
+// Results, each (rows,), float64; log-softmax in float64; p = softmax(base), q = softmax(other):
+//   base_nll, other_nll   -log p(target), -log q(target)
+//   kl                    Σ_v p log(p / q), clamped at 0; exactly 0 for equal logits
+//   same_top              1 where both have the same most likely token (ties: the lowest index),
+//                         else 0 (uint8)
+//   base_top_probability  max p
+//
+// With e = 2^-51 + 2^-53 · (vocabulary + 12), R the largest |logit - maximum| of the row: |error| <=
+// 2e + 2^-51 · R for an nll, 2e · (2 + R) for kl. A NaN in a row makes its results NaN.
 struct CompareLogitsArgs {
   const float* base = nullptr;
   const float* other = nullptr;

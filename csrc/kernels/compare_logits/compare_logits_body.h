@@ -1,11 +1,8 @@
 // One row of compare_logits over the lanes of one instruction set. Included after lanes_exp.h.
 //
-// With a = base - max(base), b = other - max(other), in float64 and so exact (the difference of two
-// float32 whose exponents differ by less than 29; else rounded once): A = Σ e^a, B = Σ e^b, D = Σ
-// e^a (a - b); nll = log A - a[target], kl = D / A - log A + log B. Every term of A and D carries
-// the same factor e^a, so its error moves the weights of a mean, not the mean's two sides apart.
-// With e = kRelative the error of one e^a and of the sums: |error of nll| <= 2e, |error of kl| <=
-// 2e · (1 + max |a - b|), e <= 2^-51 + 2^-53 · (vocabulary / 8 + 12).
+// With a = base - max(base), b = other - max(other) in float64: A = Σ e^a, B = Σ e^b, D = Σ e^a · (a
+// - b); nll = log A - a[target], kl = D / A - log A + log B. Every term of A and D carries the same
+// factor e^a, so its error moves the weights of a mean, not the two sides of a difference apart.
 #pragma once
 
 #include "kernels/compare_logits/compare_logits_backends.h"
