@@ -10,11 +10,14 @@
 #include "bind/bind.h"
 #include "bind/packed_weight.h"
 #include "kernels/attention/attention.h"
+#include "kernels/column_loop/column_loop.h"
 #include "kernels/compare_logits/compare_logits.h"
 #include "kernels/dense_matmul/dense_matmul.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gram/gram.h"
 #include "kernels/packed_matmul/packed_matmul.h"
+#include "kernels/quadratic_form/quadratic_form.h"
+#include "kernels/rank_update/rank_update.h"
 
 namespace qcore::bind {
 namespace {
@@ -123,6 +126,9 @@ constexpr KernelRow kKernels[] = {
     {"attention", &kernels::attention_backend},
     {"elementwise", &kernels::elementwise_backend},
     {"compare_logits", &kernels::compare_logits_backend},
+    {"column_loop", &kernels::column_loop_backend},
+    {"quadratic_form", &kernels::quadratic_form_backend},
+    {"rank_update", &kernels::rank_update_backend},
 };
 
 const char* kernel_backend(const std::string& name) {

@@ -2,6 +2,8 @@
 #include "base/error.h"
 #include "bind/arrays.h"
 #include "bind/bind.h"
+#include "bind/bind_spec.h"
+#include "quant/grid.h"
 #include "quant/pack.h"
 
 namespace qcore::bind {
@@ -57,6 +59,16 @@ py::array_t<uint8_t> unpack_columns_bound(const py::array& words, int bits, int6
   return codes;
 }
 
+py::array_t<float> dequantize_codes(const py::array& codes, const py::array& scales,
+                                    const py::array& zeros) {
+  const CodesView view = as_codes(codes, scales, zeros);
+  auto out = new_array<float>({view.out_features, view.in_features});
+  const py::gil_scoped_release nogil;
+  dequantize(view.codes, view.scales, view.zeros, view.out_features, view.in_features, view.groups,
+             out.mutable_data());
+  return out;
+}
+
 }  // namespace
 
 void bind_quant(py::module_& module) {
@@ -68,6 +80,8 @@ void bind_quant(py::module_& module) {
              py::arg("columns"), "The inverse of pack_rows.");
   module.def("unpack_columns", &unpack_columns_bound, py::arg("words"), py::arg("bits"),
              py::arg("rows"), "The inverse of pack_columns.");
+  module.def("dequantize", &dequantize_codes, py::arg("codes"), py::arg("scales"), py::arg("zeros"),
+             "scale · (code - zero) in float32.");
 }
 
 }  // namespace qcore::bind

@@ -1,8 +1,225 @@
 // The functions of the floor `solve`, as Python sees them.
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "bind/arrays.h"
 #include "bind/bind.h"
+#include "bind/bind_spec.h"
+#include "quant/grid.h"
+#include "solve/awq.h"
+#include "solve/gptq.h"
+#include "solve/layer_loss.h"
+#include "solve/rtn.h"
 
 namespace qcore::bind {
+namespace {
 
-void bind_solve(py::module_& /*module*/) {}
+using FactorPointer = std::shared_ptr<solve::Factor>;
+
+// A vector becomes an array without a copy.
+template <typename T>
+py::array_t<T> array_of(std::vector<T>&& values, const std::vector<py::ssize_t>& shape) {
+  auto owner = std::make_unique<std::vector<T>>(std::move(values));
+  T* data = owner->data();
+  const py::capsule base(owner.release(),
+                         [](void* pointer) { delete static_cast<std::vector<T>*>(pointer); });
+  return py::array_t<T>(shape, data, base);
+}
+
+py::tuple as_tuple(solve::QuantizedWeight&& result, int64_t out_features, int64_t in_features,
+                   int64_t group_size) {
+  const int64_t groups = in_features / group_size;
+  return py::make_tuple(array_of(std::move(result.codes), {out_features, in_features}),
+                        array_of(std::move(result.scales), {out_features, groups}),
+                        array_of(std::move(result.zeros), {out_features, groups}));
+}
+
+py::tuple rtn(const py::array& weight, int bits, int64_t group_size, bool symmetric,
+              bool signed_scales, const std::string& scale_dtype) {
+  const QuantSpec spec = make_spec(bits, group_size, symmetric, signed_scales, scale_dtype);
+  const float* w = as_contiguous<float>(weight, "weight", -1, -1);
+  const int64_t n = weight.shape(0);
+  const int64_t k = weight.shape(1);
+  solve::QuantizedWeight result;
+  {
+    const py::gil_scoped_release nogil;
+    result = solve::rtn(w, n, k, spec);
+  }
+  return as_tuple(std::move(result), n, k, group_size);
+}
+
+py::tuple rtn_weighted(const py::array& weight, const py::array& column_weights, int bits,
+                       int64_t group_size, bool symmetric, bool signed_scales,
+                       const std::string& scale_dtype) {
+  const QuantSpec spec = make_spec(bits, group_size, symmetric, signed_scales, scale_dtype);
+  const float* w = as_contiguous<float>(weight, "weight", -1, -1);
+  const int64_t n = weight.shape(0);
+  const int64_t k = weight.shape(1);
+  const double* importance = as_vector<double>(column_weights, "column_weights", k);
+  solve::QuantizedWeight result;
+  {
+    const py::gil_scoped_release nogil;
+    result = solve::rtn_weighted(w, importance, n, k, spec);
+  }
+  return as_tuple(std::move(result), n, k, group_size);
+}
+
+py::tuple rtn_clipped(const py::array& weight, const py::array& hessian, int bits,
+                      int64_t group_size, bool symmetric, bool signed_scales,
+                      const std::string& scale_dtype) {
+  const QuantSpec spec = make_spec(bits, group_size, symmetric, signed_scales, scale_dtype);
+  const float* w = as_contiguous<float>(weight, "weight", -1, -1);
+  const int64_t n = weight.shape(0);
+  const int64_t k = weight.shape(1);
+  const double* h = as_contiguous<double>(hessian, "hessian", k, k);
+  solve::QuantizedWeight result;
+  {
+    const py::gil_scoped_release nogil;
+    result = solve::rtn_clipped(w, n, k, h, spec);
+  }
+  return as_tuple(std::move(result), n, k, group_size);
+}
+
+solve::ColumnOrder parse_order(const std::string& name) {
+  if (name == "none") return solve::ColumnOrder::kNone;
+  if (name == "group") return solve::ColumnOrder::kGroup;
+  throw ArgumentError(message("order is \"", name, "\". Use \"group\" or \"none\"."));
+}
+
+solve::ScaleRule parse_scales(const std::string& name) {
+  if (name == "search") return solve::ScaleRule::kSearch;
+  if (name == "minmax") return solve::ScaleRule::kMinMax;
+  throw ArgumentError(message("scales is \"", name, "\". Use \"search\" or \"minmax\"."));
+}
+
+FactorPointer factor_hessian(const py::array& hessian, int64_t group_size, double damp_ratio,
+                             const std::string& order, int64_t block_size) {
+  const double* h = as_contiguous<double>(hessian, "hessian", -1, -1);
+  require_shape(hessian, "hessian", hessian.shape(0), hessian.shape(0));
+  solve::GptqOptions options;
+  options.damp_ratio = damp_ratio;
+  options.order = parse_order(order);
+  options.block_size = block_size;
+  const int64_t in_features = hessian.shape(0);
+  const py::gil_scoped_release nogil;
+  return std::make_shared<solve::Factor>(
+      solve::factor_hessian(h, in_features, group_size, options));
+}
+
+// R in visiting order, without the padding of its rows.
+py::array_t<float> factor_r(const solve::Factor& self) {
+  const auto size = static_cast<py::ssize_t>(self.failed ? 0 : self.in_features);
+  constexpr auto kItem = static_cast<py::ssize_t>(sizeof(float));
+  const py::array_t<float> view({size, size}, {self.r_stride * kItem, kItem}, self.r.data(),
+                                py::none());
+  return py::array_t<float>(view.attr("copy")());
+}
+
+py::tuple gptq(const py::array& weight, const FactorPointer& factor, int bits, int64_t group_size,
+               bool symmetric, bool signed_scales, const std::string& scale_dtype,
+               const std::string& scales, int64_t block_size) {
+  const QuantSpec spec = make_spec(bits, group_size, symmetric, signed_scales, scale_dtype);
+  const float* w = as_contiguous<float>(weight, "weight", -1, factor->in_features);
+  solve::GptqOptions options;
+  options.scales = parse_scales(scales);
+  options.block_size = block_size;
+  const int64_t n = weight.shape(0);
+  solve::QuantizedWeight result;
+  {
+    const py::gil_scoped_release nogil;
+    result = solve::gptq(w, n, *factor, spec, options);
+  }
+  return as_tuple(std::move(result), n, factor->in_features, group_size);
+}
+
+py::tuple layer_loss(const py::array& weight, const py::array& codes, const py::array& scales,
+                     const py::array& zeros, const py::array& hessian) {
+  const CodesView view = as_codes(codes, scales, zeros);
+  const float* w = as_contiguous<float>(weight, "weight", view.out_features, view.in_features);
+  const double* h = as_contiguous<double>(hessian, "hessian", view.in_features, view.in_features);
+  solve::LayerLoss loss;
+  {
+    const py::gil_scoped_release nogil;
+    std::vector<float> rounded(static_cast<size_t>(view.out_features * view.in_features));
+    dequantize(view.codes, view.scales, view.zeros, view.out_features, view.in_features,
+               view.groups, rounded.data());
+    loss = solve::layer_loss(w, rounded.data(), h, view.out_features, view.in_features);
+  }
+  return py::make_tuple(loss.error, loss.signal);
+}
+
+py::dict search_awq_scales(const std::vector<py::array>& weights, const py::array& hessian,
+                           const py::array& abs_mean, const std::optional<py::array>& tie, int bits,
+                           int64_t group_size, bool symmetric, bool signed_scales,
+                           const std::string& scale_dtype) {
+  const QuantSpec spec = make_spec(bits, group_size, symmetric, signed_scales, scale_dtype);
+  const double* h = as_contiguous<double>(hessian, "hessian", -1, -1);
+  const int64_t k = hessian.shape(0);
+  require_shape(hessian, "hessian", k, k);
+  const double* mean = as_vector<double>(abs_mean, "abs_mean", k);
+  std::vector<const float*> layers;
+  std::vector<int64_t> rows;
+  for (const py::array& weight : weights) {
+    layers.push_back(as_contiguous<float>(weight, "weight", -1, k));
+    rows.push_back(weight.shape(0));
+  }
+  std::vector<int64_t> ties;
+  if (tie) {
+    const int64_t* index = as_vector<int64_t>(*tie, "tie", k);
+    ties.assign(index, index + k);
+  }
+  solve::AwqSearch found;
+  {
+    const py::gil_scoped_release nogil;
+    found = solve::search_awq_scales(layers, rows, k, h, {mean, mean + k}, ties, spec);
+  }
+  py::dict result;
+  result["channel_scales"] = array_of(std::move(found.channel_scales), {k});
+  result["ratio"] = found.ratio;
+  result["loss"] = found.loss;
+  result["identity_loss"] = found.identity_loss;
+  return result;
+}
+
+}  // namespace
+
+void bind_solve(py::module_& module) {
+  py::class_<solve::Factor, FactorPointer>(module, "Factor", "A Hessian prepared for gptq.")
+      .def_readonly("in_features", &solve::Factor::in_features)
+      .def_readonly("group_size", &solve::Factor::group_size)
+      .def_readonly("permutation", &solve::Factor::permutation)
+      .def_readonly("damp_tried", &solve::Factor::damp_tried)
+      .def_readonly("failed", &solve::Factor::failed)
+      .def_readonly("dead_columns", &solve::Factor::dead_columns)
+      .def_property_readonly("r", &factor_r, "R in visiting order, float32.");
+  module.def("factor_hessian", &factor_hessian, py::arg("hessian"), py::arg("group_size"),
+             py::arg("damp_ratio") = 0.03, py::arg("order") = "group", py::arg("block_size") = 128,
+             "H + λI = R · Rᵀ in visiting order, climbing the ladder of damping.");
+  const py::arg bits("bits");
+  const py::arg group_size("group_size");
+  const py::arg symmetric("symmetric");
+  const py::arg_v signed_scales = py::arg("signed_scales") = true;
+  const py::arg_v scale_dtype = py::arg("scale_dtype") = "float16";
+  module.def("rtn", &rtn, py::arg("weight"), bits, group_size, symmetric, signed_scales,
+             scale_dtype, "Plain rounding: (codes, scales, zeros).");
+  module.def("rtn_weighted", &rtn_weighted, py::arg("weight"), py::arg("column_weights"), bits,
+             group_size, symmetric, signed_scales, scale_dtype,
+             "Rounding with scales searched under a weight per column.");
+  module.def("rtn_clipped", &rtn_clipped, py::arg("weight"), py::arg("hessian"), bits, group_size,
+             symmetric, signed_scales, scale_dtype, "Rounding with AWQ's clip search.");
+  module.def("gptq", &gptq, py::arg("weight"), py::arg("factor"), bits, group_size, symmetric,
+             signed_scales, scale_dtype, py::arg("scales") = "search", py::arg("block_size") = 128,
+             "GPTQ: (codes, scales, zeros).");
+  module.def("search_awq_scales", &search_awq_scales, py::arg("weights"), py::arg("hessian"),
+             py::arg("abs_mean"), py::arg("tie"), bits, group_size, symmetric, signed_scales,
+             scale_dtype, "AWQ's channel scales: a dict with ratio, loss, identity_loss.");
+  module.def("layer_loss", &layer_loss, py::arg("weight"), py::arg("codes"), py::arg("scales"),
+             py::arg("zeros"), py::arg("hessian"), "(tr ΔW H ΔWᵀ, tr W H Wᵀ), undamped.");
+}
 
 }  // namespace qcore::bind

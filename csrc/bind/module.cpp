@@ -2,6 +2,7 @@
 #include <pybind11/functional.h>
 
 #include <exception>
+#include <string>
 
 #include "base/backend.h"
 #include "base/error.h"
@@ -18,9 +19,16 @@ void raise_pending_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
-// Raises the class of that name in qcore.errors with the message as its only argument.
+// Raises the class of that name in qcore.errors. "CODE: text" gives the error that code, else it
+// has the default one of its class.
 void raise_as(const char* class_name, const std::exception& error) {
-  py::set_error(py::module_::import("qcore.errors").attr(class_name), error.what());
+  const std::string text = error.what();
+  const size_t end = text.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZ_");
+  const bool coded = end != std::string::npos && end > 0 && text.compare(end, 2, ": ") == 0;
+  const py::object type = py::module_::import("qcore.errors").attr(class_name);
+  const py::object raised =
+      coded ? type(text.substr(end + 2), py::arg("code") = text.substr(0, end)) : type(text);
+  PyErr_SetObject(type.ptr(), raised.ptr());
 }
 
 void translate(std::exception_ptr pointer) {

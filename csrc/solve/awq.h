@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "quant/spec.h"
-#include "solve/gptq.h"
 
 namespace qcore::solve {
 
@@ -16,18 +15,18 @@ struct AwqSearch {
   double identity_loss = 0.0;
 };
 
-// Layers that share one input share one c: weights[i] (rows[i], K) float32. abs_mean (K,): mean |x|
-// per channel. `tie` (K,) or empty: channels with one tie index get one common scale (v -> o under
-// grouped queries): the mean of their abs_mean is used. Candidates c = c̄^α, α = 0, 0.05 … 1,
-// identity included; loss summed over the layers.
+// Layers that share one input share one c: weights[i] (rows[i], K) float32. hessian (K, K) float64,
+// upper triangle read. abs_mean (K,): mean |x| per channel. `tie` (K,) or empty: channels with one
+// tie index in [0, K) get one common scale (v -> o under grouped queries): the mean of their
+// abs_mean is used.
+//
+// Candidates c = c̄^α, α = 0, 0.05 … 1, the identity included; rounding is plain (rtn), the loss is
+// summed over the layers, a tie keeps the smaller α. c is clamped to 1e-4 and divided by √(max c ·
+// min c) over the live channels; channels with c̄ = 0 get c = 1. Throws ArgumentError for shapes,
+// NumericalError when statistics or weights are not finite.
 AwqSearch search_awq_scales(const std::vector<const float*>& weights,
                             const std::vector<int64_t>& rows, int64_t in_features,
                             const double* hessian, const std::vector<double>& abs_mean,
                             const std::vector<int64_t>& tie, const QuantSpec& spec);
-
-// Rounds with clipped ranges: per (row, group) the bound ρ · absmax, ρ = 1 - i/20, i = 0 … 9, that
-// minimizes dᵀ H_gg d (algorithms page, section 5).
-QuantizedWeight rtn_clipped(const float* weight, int64_t out_features, int64_t in_features,
-                            const double* hessian, const QuantSpec& spec);
 
 }  // namespace qcore::solve

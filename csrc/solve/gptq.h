@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "quant/spec.h"
+#include "solve/quantized_weight.h"
 
 namespace qcore::solve {
 
@@ -36,38 +37,29 @@ struct Factor {
   int64_t in_features = 0;
   int64_t group_size = 0;            // the order depends on it
   std::vector<int64_t> permutation;  // visiting order: permutation[i] = stored column visited i-th
-  std::vector<float> r;              // (K, K) row-major, upper, in visiting order
-  std::vector<double> hessian_diagonal;  // undamped, stored order
-  std::vector<double> damp_tried;        // every rung tried; the last one held, unless `failed`
-  bool failed = false;  // no rung held: the caller rounds, counts and names the layer
-  int64_t dead_columns =
-      0;  // channels with H_jj = 0: their diagonal is set to the mean, never zeroed
+  int64_t r_stride = 0;              // elements between rows of r
+  // (K, K) upper, in visiting order, of the Hessian times a power of two that brings its mean
+  // diagonal near 1: the codes do not depend on that factor, and float32 cannot overflow.
+  std::vector<float> r;
+  std::vector<float> column_weights;  // (K,) R_jj² in visiting order, 0 for dead columns
+  std::vector<double> damp_tried;     // every rung tried; the last one held, unless `failed`
+  bool failed = false;                // no rung held: the caller rounds, counts and names the layer
+  int64_t dead_columns = 0;  // channels with H_jj = 0: their diagonal is set to the mean, never
+                             // zeroed; their weights are rounded plainly
 };
 
 // hessian (K, K) float64, both triangles. Climbs damp_ratio, then the rungs above it of 0.05, 0.1,
-// 0.2, 0.5, 1.0. Throws NumericalError when the Hessian holds NaN or infinity.
+// 0.2, 0.5, 1.0. A rung fails when a pivot is not positive or R_jj falls below 1e-7 of the largest.
+// Factors in float64, rounds R to float32. Throws NumericalError when the Hessian holds NaN or
+// infinity, ArgumentError for a negative damp_ratio or a group size that does not divide.
 Factor factor_hessian(const double* hessian, int64_t in_features, int64_t group_size,
                       const GptqOptions& options);
 
-// What a solver returns for one weight; N = out_features, K = in_features, G = K / group_size.
-struct QuantizedWeight {
-  std::vector<uint8_t> codes;  // (N, K)
-  std::vector<float> scales;   // (N, G), each representable in spec.scale_dtype
-  std::vector<uint8_t> zeros;  // (N, G)
-};
-
 // weight (N, K) float32, left unchanged. The codes are the same bytes for any number of threads and
-// on every CPU. Throws NumericalError (value, row, column) when weight is not finite, or when a
-// scale overflows spec.scale_dtype.
+// on every CPU; options.block_size changes the speed only. Throws NumericalError (value, row,
+// column) when weight is not finite, or when a scale overflows spec.scale_dtype; ArgumentError when
+// the factor failed or was made for another width or group size.
 QuantizedWeight gptq(const float* weight, int64_t out_features, const Factor& factor,
                      const QuantSpec& spec, const GptqOptions& options);
-
-// tr(ΔW H ΔWᵀ) and tr(W H Wᵀ) with the undamped Hessian, float64, fixed order.
-struct LayerLoss {
-  double error = 0.0;
-  double signal = 0.0;
-};
-LayerLoss layer_loss(const float* weight, const float* dequantized, const double* hessian,
-                     int64_t out_features, int64_t in_features);
 
 }  // namespace qcore::solve

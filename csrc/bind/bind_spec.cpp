@@ -1,0 +1,60 @@
+#include "bind/bind_spec.h"
+
+#include "base/error.h"
+#include "bind/arrays.h"
+
+namespace qcore::bind {
+namespace {
+
+Dtype parse_dtype(const std::string& name) {
+  if (name == "float16") return Dtype::kFloat16;
+  if (name == "bfloat16") return Dtype::kBfloat16;
+  if (name == "float32") return Dtype::kFloat32;
+  throw ArgumentError(
+      message("scale_dtype is \"", name, "\". Use \"float16\", \"bfloat16\" or \"float32\"."));
+}
+
+}  // namespace
+
+QuantSpec make_spec(int bits, int64_t group_size, bool symmetric, bool signed_scales,
+                    const std::string& scale_dtype) {
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
+    throw ArgumentError(message("bits is ", bits, ". Use 2, 3, 4 or 8."));
+  }
+  if (group_size < 1) {
+    throw ArgumentError(message("group_size is ", group_size, ". Use a positive size."));
+  }
+  return QuantSpec{bits, group_size, symmetric, signed_scales, parse_dtype(scale_dtype)};
+}
+
+template <typename T>
+const T* as_contiguous(const py::array& array, const char* name, int64_t rows, int64_t columns) {
+  const MatrixView<const T> view = as_matrix<T>(array, name);
+  require_shape(array, name, rows, columns);
+  if (view.rows > 1 && view.row_stride != view.columns) {
+    throw DtypeError(message(name, " is not C-contiguous. Pass np.ascontiguousarray(", name, ")."));
+  }
+  return view.data;
+}
+
+template const float* as_contiguous<float>(const py::array&, const char*, int64_t, int64_t);
+template const double* as_contiguous<double>(const py::array&, const char*, int64_t, int64_t);
+template const uint8_t* as_contiguous<uint8_t>(const py::array&, const char*, int64_t, int64_t);
+
+CodesView as_codes(const py::array& codes, const py::array& scales, const py::array& zeros) {
+  CodesView view{};
+  view.codes = as_contiguous<uint8_t>(codes, "codes", -1, -1);
+  view.out_features = codes.shape(0);
+  view.in_features = codes.shape(1);
+  view.scales = as_contiguous<float>(scales, "scales", view.out_features, -1);
+  view.groups = scales.shape(1);
+  view.zeros = as_contiguous<uint8_t>(zeros, "zeros", view.out_features, view.groups);
+  if (view.in_features > 0 && (view.groups == 0 || view.in_features % view.groups != 0)) {
+    throw ArgumentError(message("scales has ", view.groups,
+                                " groups, which do not divide in_features ", view.in_features,
+                                "."));
+  }
+  return view;
+}
+
+}  // namespace qcore::bind

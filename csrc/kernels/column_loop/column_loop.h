@@ -1,0 +1,67 @@
+// GPTQ's inner loop over the columns of a few rows: compensate, fix the group's grid, round, carry
+// the error on. Plain and weighted rounding are the same loop without compensation.
+//
+// Frantar et al. 2022, arXiv 2210.17323, in the inverse-free order of Babai's nearest plane (Chen
+// et al. 2025, arXiv 2507.18553); docs/algorithms/gptq.md derives it. The search of the scales is
+// described there too.
+#pragma once
+
+#include <cstdint>
+
+#include "base/backend_id.h"
+#include "base/half.h"
+
+namespace qcore::kernels {
+
+// Rows that travel side by side. A strip is 16 rows, stored column by column: (in_features, 16).
+constexpr int64_t kStripRows = 16;
+
+enum class GridRule : int {
+  kMinMax = 0,    // the range of the group's weights
+  kWeighted = 1,  // the candidate with the least Σ_j column_weights_j · error_j², then two refits
+  kClipped = 2,   // the bound ρ · absmax, ρ = 1 - i/20, i = 0 … 9, with the least d H_gg dᵀ
+};
+
+// In this struct K = in_features, g = group_size, G = K / g, S = n_strips. Arrays are contiguous
+// unless a stride is given. Columns are in visiting order; a group is g consecutive ones.
+//
+//   weight          (S, K, 16)  float32, finite
+//   r               (K, K)      float32, upper, rows r_stride apart: H + λI = R · Rᵀ; null: nothing
+//                               is compensated
+//   column_weights  (K,)        float32 >= 0; kWeighted
+//   hessian         (K, K)      float32, rows r_stride apart, upper triangle inside the diagonal
+//                               g x g blocks is read; kClipped, which takes no r
+//   codes           (S, K, 16)  uint8
+//   scales, zeros   (S, G, 16)  float32; a scale too large for scale_dtype is infinite, and the
+//                               codes of its row mean nothing
+//   errors          (S, K, 16)  float32: weight - scale · (code - zero)
+//   scratch         (3, g, 16)  float32
+//
+// Bits do not depend on the backend, on S or on block_size.
+struct ColumnLoopArgs {
+  const float* weight = nullptr;
+  const float* r = nullptr;
+  const float* column_weights = nullptr;
+  const float* hessian = nullptr;
+  int64_t r_stride = 0;
+  uint8_t* codes = nullptr;
+  float* scales = nullptr;
+  float* zeros = nullptr;
+  float* errors = nullptr;
+  float* scratch = nullptr;
+  int64_t n_strips = 0;
+  int64_t in_features = 0;
+  int64_t group_size = 0;
+  int64_t block_size = 0;  // columns of a group that are updated one by one before the rest
+  int bits = 4;
+  bool symmetric = false;
+  bool signed_scales = false;
+  Dtype scale_dtype = Dtype::kFloat16;
+  GridRule rule = GridRule::kMinMax;
+};
+
+// Throws ArgumentError when sizes disagree. Run it in the default floating-point environment.
+void column_loop(const ColumnLoopArgs& args, Backend backend);
+Backend column_loop_backend(Backend wanted);  // what `wanted` leads to
+
+}  // namespace qcore::kernels

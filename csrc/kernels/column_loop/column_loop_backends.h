@@ -1,0 +1,39 @@
+// What each backend of column_loop offers to column_loop.cpp, and the candidates they share.
+#pragma once
+
+#include "kernels/column_loop/column_loop.h"
+
+namespace qcore::kernels {
+
+void column_loop_ref(const ColumnLoopArgs& args);
+void column_loop_avx2(const ColumnLoopArgs& args);
+void column_loop_avx512(const ColumnLoopArgs& args);
+
+namespace {
+
+// Shares of the range that kWeighted tries, largest first: a tie keeps the larger. 4 and 3 bits as
+// measured in docs/algorithms/gptq.md, which also says how those of 2 and 8 bits were chosen.
+constexpr int kMostShares = 5;
+struct ShareList {
+  int count;
+  float shares[kMostShares];
+};
+static inline ShareList shares_of(int bits) {
+  switch (bits) {
+    case 2:
+      return ShareList{5, {1.0f, 0.84f, 0.68f, 0.52f, 0.36f}};
+    case 3:
+      return ShareList{5, {1.0f, 0.88f, 0.76f, 0.64f, 0.52f}};
+    case 4:
+      return ShareList{4, {1.0f, 0.92f, 0.84f, 0.76f, 0.0f}};
+    default:
+      return ShareList{4, {1.0f, 0.98f, 0.95f, 0.9f, 0.0f}};
+  }
+}
+
+constexpr int kRefits = 2;
+constexpr int kClipSteps = 10;
+static inline float clip_share(int step) { return 1.0f - static_cast<float>(step) / 20.0f; }
+
+}  // namespace
+}  // namespace qcore::kernels

@@ -1,0 +1,213 @@
+// The plain column loop: one row at a time, on the functions of quant/grid.h.
+#include <cmath>
+
+#include "kernels/column_loop/column_loop_backends.h"
+#include "quant/grid.h"
+
+namespace qcore::kernels {
+namespace {
+
+// One row of a strip: its elements lie kStripRows apart.
+struct Row {
+  const ColumnLoopArgs& args;
+  const float* weight;
+  uint8_t* codes;
+  float* scales;
+  float* zeros;
+  float* errors;
+  float* compensated;  // (g,) inside the scratch
+  float* carried;      // (g,) v_j: what earlier errors add to column j
+  float* trial;        // (g,)
+
+  float max_code() const { return static_cast<float>((1 << args.bits) - 1); }
+  float r(int64_t i, int64_t j) const { return args.r[i * args.r_stride + j]; }
+};
+
+float weighted_error(const Row& row, int64_t begin, GroupGrid grid) {
+  float error = 0.0f;
+  for (int64_t j = 0; j < row.args.group_size; ++j) {
+    const float w = row.compensated[j * kStripRows];
+    const float d = w - grid.scale * steps_of(w, grid, row.max_code());
+    error += row.args.column_weights[begin + j] * (d * d);
+  }
+  return error;
+}
+
+struct Best {
+  GroupGrid grid;
+  float error;
+};
+
+void offer(const Row& row, int64_t begin, GroupGrid candidate, Best& best) {
+  const float error = weighted_error(row, begin, candidate);
+  if (error < best.error) best = Best{candidate, error};
+}
+
+void refit(const Row& row, int64_t begin, Best& best) {
+  float numerator = 0.0f;
+  float denominator = 0.0f;
+  for (int64_t j = 0; j < row.args.group_size; ++j) {
+    const float w = row.compensated[j * kStripRows];
+    const float q = steps_of(w, best.grid, row.max_code());
+    const float weighted = row.args.column_weights[begin + j] * q;
+    numerator += weighted * w;
+    denominator += weighted * q;
+  }
+  if (!(denominator > 0.0f)) return;
+  const float scale = stored_scale(numerator / denominator, row.args.scale_dtype);
+  const bool may_be_negative = row.args.symmetric && row.args.signed_scales;
+  if (scale > 0.0f || may_be_negative) offer(row, begin, GroupGrid{scale, best.grid.zero}, best);
+}
+
+GroupGrid weighted_search(const Row& row, int64_t begin, float low, float high) {
+  const ColumnLoopArgs& args = row.args;
+  const ShareList list = shares_of(args.bits);
+  Best best{minmax_grid(low, high, args.bits, args.symmetric, args.scale_dtype), INFINITY};
+  offer(row, begin, best.grid, best);
+  if (args.symmetric) {
+    const float half = static_cast<float>(1 << (args.bits - 1));
+    const float absmax = -low > high ? -low : high;
+    // Code 0 stands for -half · scale: the sign that puts the largest magnitude there comes first.
+    const float full = args.signed_scales && high > -low ? -absmax : absmax;
+    for (int p = 0; p < list.count; ++p) {
+      const float scale = full * list.shares[p] / half;
+      offer(row, begin, symmetric_grid(scale, args.bits, args.scale_dtype), best);
+      if (args.signed_scales) {
+        offer(row, begin, symmetric_grid(-scale, args.bits, args.scale_dtype), best);
+      }
+    }
+  } else {
+    for (int p = 0; p < list.count; ++p) {
+      for (int q = 0; q < list.count; ++q) {
+        if (p == 0 && q == 0) continue;  // the range itself, already there
+        offer(row, begin,
+              range_grid(low * list.shares[p], high * list.shares[q], args.bits, args.scale_dtype),
+              best);
+      }
+    }
+  }
+  for (int round = 0; round < kRefits; ++round) refit(row, begin, best);
+  return best.grid;
+}
+
+float clipped_error(const Row& row, int64_t begin, GroupGrid grid) {
+  double error = 0.0;
+  for (int64_t j = 0; j < row.args.group_size; ++j) {
+    const float w = row.compensated[j * kStripRows];
+    const float d = w - grid.scale * steps_of(w, grid, row.max_code());
+    row.trial[j * kStripRows] = d;
+    float sum = 0.0f;
+    for (int64_t i = 0; i < j; ++i) {
+      sum +=
+          row.trial[i * kStripRows] * row.args.hessian[(begin + i) * row.args.r_stride + begin + j];
+    }
+    const float h = row.args.hessian[(begin + j) * row.args.r_stride + begin + j];
+    error += static_cast<double>(d * (d * h + sum * 2.0f));
+  }
+  return static_cast<float>(error);
+}
+
+GroupGrid clipped_search(const Row& row, int64_t begin, float low, float high) {
+  const ColumnLoopArgs& args = row.args;
+  const float absmax = -low > high ? -low : high;
+  Best best{minmax_grid(low, high, args.bits, args.symmetric, args.scale_dtype), INFINITY};
+  for (int step = 0; step < kClipSteps; ++step) {
+    const float bound = clip_share(step) * absmax;
+    const float clipped_low = low > -bound ? low : -bound;
+    const float clipped_high = high < bound ? high : bound;
+    const GroupGrid grid =
+        minmax_grid(clipped_low, clipped_high, args.bits, args.symmetric, args.scale_dtype);
+    const float error = clipped_error(row, begin, grid);
+    if (error < best.error) best = Best{grid, error};
+  }
+  return best.grid;
+}
+
+GroupGrid choose_grid(const Row& row, int64_t begin) {
+  float low = 0.0f;
+  float high = 0.0f;
+  for (int64_t j = 0; j < row.args.group_size; ++j) {
+    const float w = row.compensated[j * kStripRows];
+    low = w < low ? w : low;
+    high = w > high ? w : high;
+  }
+  if (low == 0.0f && high == 0.0f) return zero_group_grid(row.args.bits);
+  switch (row.args.rule) {
+    case GridRule::kWeighted:
+      return weighted_search(row, begin, low, high);
+    case GridRule::kClipped:
+      return clipped_search(row, begin, low, high);
+    case GridRule::kMinMax:
+      break;
+  }
+  return minmax_grid(low, high, row.args.bits, row.args.symmetric, row.args.scale_dtype);
+}
+
+// v_j = Σ_{i<begin} e_i R_ij, and w'_b = w_b + v R_bb^-1: what classic GPTQ's running update would
+// hold here.
+void compensate(const Row& row, int64_t begin) {
+  const int64_t g = row.args.group_size;
+  for (int64_t j = 0; j < g; ++j) {
+    float v = 0.0f;
+    float x = 0.0f;
+    if (row.args.r != nullptr) {
+      for (int64_t i = 0; i < begin; ++i) v += row.errors[i * kStripRows] * row.r(i, begin + j);
+      x = v;
+      for (int64_t i = 0; i < j; ++i) {
+        x += -row.trial[i * kStripRows] * row.r(begin + i, begin + j);
+      }
+      x /= row.r(begin + j, begin + j);
+    }
+    row.carried[j * kStripRows] = v;
+    row.trial[j * kStripRows] = x;
+    row.compensated[j * kStripRows] = row.weight[(begin + j) * kStripRows] + x;
+  }
+}
+
+void round_group(const Row& row, int64_t begin, GroupGrid grid) {
+  const int64_t g = row.args.group_size;
+  for (int64_t j = 0; j < g; ++j) {
+    const int64_t at = (begin + j) * kStripRows;
+    float target = row.weight[at];
+    if (row.args.r != nullptr) {
+      float v = row.carried[j * kStripRows];
+      for (int64_t i = 0; i < j; ++i) {
+        v += row.errors[(begin + i) * kStripRows] * row.r(begin + i, begin + j);
+      }
+      target += v / row.r(begin + j, begin + j);
+    }
+    const float steps = steps_of(target, grid, row.max_code());
+    row.codes[at] = static_cast<uint8_t>(static_cast<int32_t>(steps + grid.zero));
+    row.errors[at] = row.weight[at] - grid.scale * steps;
+  }
+}
+
+}  // namespace
+
+void column_loop_ref(const ColumnLoopArgs& args) {
+  const int64_t groups = args.in_features / args.group_size;
+  for (int64_t lane = 0; lane < args.n_strips * kStripRows; ++lane) {
+    const int64_t columns = lane / kStripRows * args.in_features * kStripRows + lane % kStripRows;
+    const int64_t grids = lane / kStripRows * groups * kStripRows + lane % kStripRows;
+    float* scratch = args.scratch + lane % kStripRows;
+    const Row row{args,
+                  args.weight + columns,
+                  args.codes + columns,
+                  args.scales + grids,
+                  args.zeros + grids,
+                  args.errors + columns,
+                  scratch,
+                  scratch + args.group_size * kStripRows,
+                  scratch + 2 * args.group_size * kStripRows};
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t begin = group * args.group_size;
+      compensate(row, begin);
+      const GroupGrid grid = choose_grid(row, begin);
+      row.scales[group * kStripRows] = grid.scale;
+      row.zeros[group * kStripRows] = grid.zero;
+      round_group(row, begin, grid);
+    }
+  }
+}
+
+}  // namespace qcore::kernels

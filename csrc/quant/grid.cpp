@@ -1,0 +1,98 @@
+#include "quant/grid.h"
+
+#include <cmath>
+
+#include "base/error.h"
+#include "base/parallel.h"
+
+namespace qcore {
+namespace {
+
+constexpr float kLargestF16 = 65504.0f;
+constexpr int64_t kRowsPerItem = 16;
+
+const char* name_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat16:
+      return "float16";
+    case Dtype::kBfloat16:
+      return "bfloat16";
+    case Dtype::kFloat32:
+      break;
+  }
+  return "float32";
+}
+
+[[noreturn]] void throw_not_finite(const float* weight, int64_t rows, int64_t columns,
+                                   const char* where) {
+  int64_t first = -1;
+  int64_t count = 0;
+  for (int64_t i = 0; i < rows * columns; ++i) {
+    if (std::isfinite(weight[i])) continue;
+    if (first < 0) first = i;
+    ++count;
+  }
+  const bool nan = std::isnan(weight[first]);
+  throw NumericalError(message(nan ? "VALUE_NAN: " : "VALUE_INF: ", where, ": weight holds ",
+                               nan ? "NaN" : "infinity", " at row ", first / columns, ", column ",
+                               first % columns, " (", count,
+                               " such values). Fetch the weight again; such values are never "
+                               "replaced."));
+}
+
+}  // namespace
+
+void require_spec(const QuantSpec& spec, int64_t in_features, const char* where) {
+  if (spec.bits != 2 && spec.bits != 3 && spec.bits != 4 && spec.bits != 8) {
+    throw ArgumentError(message(where, ": bits is ", spec.bits, ". Use 2, 3, 4 or 8."));
+  }
+  if (spec.group_size < 1 || in_features % spec.group_size != 0) {
+    throw ArgumentError(message(where, ": in_features is ", in_features, " and group_size ",
+                                spec.group_size,
+                                " does not divide it. Use a divisor of in_features."));
+  }
+}
+
+void require_quantizable(const float* weight, int64_t rows, int64_t columns, const QuantSpec& spec,
+                         const char* where) {
+  const float limit = spec.scale_dtype == Dtype::kFloat16 ? kLargestF16 : INFINITY;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t column = 0; column < columns; ++column) {
+      const float size = std::fabs(weight[row * columns + column]);
+      if (size < limit || (size <= limit && std::isfinite(size))) continue;
+      if (!std::isfinite(size)) throw_not_finite(weight, rows, columns, where);
+      throw NumericalError(message(
+          "SCALE_OVERFLOW: ", where, ": weight is ", weight[row * columns + column], " at row ",
+          row, ", column ", column,
+          ", more than float16 holds (65504). Use scale_dtype \"bfloat16\" or \"float32\"."));
+    }
+  }
+}
+
+void require_stored_scales(const float* scales, int64_t rows, int64_t groups, const QuantSpec& spec,
+                           const char* where) {
+  for (int64_t i = 0; i < rows * groups; ++i) {
+    if (std::isfinite(scales[i])) continue;
+    throw NumericalError(message("SCALE_OVERFLOW: ", where, ": the scale of row ", i / groups,
+                                 ", group ", i % groups, " does not fit ",
+                                 name_of(spec.scale_dtype),
+                                 ". Use a wider scale_dtype or keep this layer."));
+  }
+}
+
+void dequantize(const uint8_t* codes, const float* scales, const uint8_t* zeros, int64_t rows,
+                int64_t columns, int64_t groups, float* out) {
+  if (rows == 0 || columns == 0) return;
+  const int64_t group_size = columns / groups;
+  parallel_blocks(rows, kRowsPerItem, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * groups; i < end * groups; ++i) {
+      const uint8_t* code = codes + i * group_size;
+      float* value = out + i * group_size;
+      for (int64_t j = 0; j < group_size; ++j) {
+        value[j] = scales[i] * static_cast<float>(code[j] - zeros[i]);
+      }
+    }
+  });
+}
+
+}  // namespace qcore

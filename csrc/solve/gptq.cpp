@@ -1,0 +1,179 @@
+#include "solve/gptq.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/error.h"
+#include "base/float_environment.h"
+#include "base/parallel.h"
+#include "quant/grid.h"
+#include "solve/cholesky.h"
+#include "solve/strips.h"
+
+namespace qcore::solve {
+namespace {
+
+constexpr double kLadder[] = {0.05, 0.1, 0.2, 0.5, 1.0};
+// float32 keeps about seven digits: a smaller R_jj is noise of the larger ones.
+constexpr double kSmallestRatio = 1e-7;
+constexpr int64_t kRowsPerItem = 32;
+constexpr int64_t kLine = 16;  // floats in a cache line
+
+void require_finite_hessian(const double* hessian, int64_t n) {
+  for (int64_t i = 0; i < n * n; ++i) {
+    if (std::isfinite(hessian[i])) continue;
+    throw NumericalError(message(std::isnan(hessian[i]) ? "HESSIAN_NAN" : "HESSIAN_INF",
+                                 ": factor_hessian: hessian holds ", hessian[i], " at row ", i / n,
+                                 ", column ", i % n,
+                                 ". Look for NaN in the activations; they are never replaced."));
+  }
+}
+
+// Column indices sorted by decreasing key, ties by index.
+void sort_decreasing(std::vector<int64_t>::iterator first, std::vector<int64_t>::iterator last,
+                     const std::vector<double>& key) {
+  std::stable_sort(first, last, [&](int64_t a, int64_t b) {
+    return key[static_cast<size_t>(a)] > key[static_cast<size_t>(b)];
+  });
+}
+
+std::vector<int64_t> visiting_order(const std::vector<double>& diagonal, int64_t group_size,
+                                    ColumnOrder order) {
+  const auto n = static_cast<int64_t>(diagonal.size());
+  std::vector<int64_t> permutation(diagonal.size());
+  std::iota(permutation.begin(), permutation.end(), int64_t{0});
+  if (order == ColumnOrder::kNone) return permutation;
+  std::vector<int64_t> groups(static_cast<size_t>(n / group_size));
+  std::iota(groups.begin(), groups.end(), int64_t{0});
+  std::vector<double> trace(groups.size(), 0.0);
+  for (int64_t j = 0; j < n; ++j) {
+    trace[static_cast<size_t>(j / group_size)] += diagonal[static_cast<size_t>(j)];
+  }
+  sort_decreasing(groups.begin(), groups.end(), trace);
+  auto out = permutation.begin();
+  for (const int64_t group : groups) {
+    std::iota(out, out + group_size, group * group_size);
+    sort_decreasing(out, out + group_size, diagonal);
+    out += group_size;
+  }
+  return permutation;
+}
+
+// The power of two that brings `mean` into [1, 2); 1 for zero.
+double unit_scale(double mean) {
+  if (!(mean > 0.0)) return 1.0;
+  int exponent = 0;
+  std::frexp(mean, &exponent);
+  return std::ldexp(1.0, 1 - exponent);
+}
+
+struct Problem {
+  const double* hessian;
+  std::vector<double> diagonal;  // stored order, scaled
+  double scale;
+  double mean;  // of the scaled diagonal
+};
+
+// Upper triangle of the scaled, permuted, damped Hessian. Dead columns stand on the mean.
+void fill_damped(const Problem& problem, const Factor& factor, double damp, PaddedMatrix& a) {
+  const int64_t n = a.size;
+  parallel_blocks(n, kRowsPerItem, [&](int64_t begin, int64_t end) {
+    const DefaultFloatEnvironment environment;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = factor.permutation[static_cast<size_t>(i)];
+      const double* from = problem.hessian + row * n;
+      for (int64_t j = i; j < n; ++j) {
+        a.row(i)[j] = from[factor.permutation[static_cast<size_t>(j)]] * problem.scale;
+      }
+      const double live = problem.diagonal[static_cast<size_t>(row)];
+      a.row(i)[i] = (live == 0.0 ? problem.mean : live) + damp * problem.mean;
+    }
+  });
+}
+
+void store_factor(const Problem& problem, const PaddedMatrix& a, Factor& factor) {
+  const int64_t n = a.size;
+  factor.r_stride = (n + kLine - 1) / kLine * kLine;
+  if (factor.r_stride / kLine % 2 == 0) factor.r_stride += kLine;
+  factor.r.assign(static_cast<size_t>(n * factor.r_stride), 0.0f);
+  factor.column_weights.resize(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) {
+    float* r = factor.r.data() + i * factor.r_stride;
+    for (int64_t j = i; j < n; ++j) r[j] = static_cast<float>(a.row(i)[j]);
+    const auto stored = static_cast<size_t>(factor.permutation[static_cast<size_t>(i)]);
+    const bool dead = problem.diagonal[stored] == 0.0;
+    factor.column_weights[static_cast<size_t>(i)] = dead ? 0.0f : r[i] * r[i];
+  }
+}
+
+}  // namespace
+
+Factor factor_hessian(const double* hessian, int64_t in_features, int64_t group_size,
+                      const GptqOptions& options) {
+  if (group_size < 1 || in_features % group_size != 0) {
+    throw ArgumentError(message("factor_hessian: group_size ", group_size,
+                                " does not divide in_features ", in_features, "."));
+  }
+  if (!(options.damp_ratio >= 0.0) || !std::isfinite(options.damp_ratio)) {
+    throw ArgumentError(message("factor_hessian: damp_ratio is ", options.damp_ratio,
+                                ". Use a number from 0 on, for example 0.03."));
+  }
+  require_finite_hessian(hessian, in_features);
+  const DefaultFloatEnvironment environment;
+  Problem problem{hessian, std::vector<double>(static_cast<size_t>(in_features)), 1.0, 0.0};
+  double sum = 0.0;
+  for (int64_t j = 0; j < in_features; ++j) sum += hessian[j * in_features + j];
+  const double mean = in_features > 0 ? sum / static_cast<double>(in_features) : 0.0;
+  problem.scale = unit_scale(mean);
+  problem.mean = mean * problem.scale;
+  Factor factor;
+  factor.in_features = in_features;
+  factor.group_size = group_size;
+  for (int64_t j = 0; j < in_features; ++j) {
+    const double value = hessian[j * in_features + j] * problem.scale;
+    problem.diagonal[static_cast<size_t>(j)] = value;
+    if (value == 0.0) ++factor.dead_columns;
+  }
+  factor.permutation = visiting_order(problem.diagonal, group_size, options.order);
+  factor.damp_tried.push_back(options.damp_ratio);
+  PaddedMatrix a(in_features);
+  for (size_t rung = 0;; ++rung) {
+    fill_damped(problem, factor, factor.damp_tried.back(), a);
+    if (factor_upper(a, kSmallestRatio)) break;
+    const double* next =
+        std::upper_bound(std::begin(kLadder), std::end(kLadder), factor.damp_tried.back());
+    if (next == std::end(kLadder)) {
+      factor.failed = true;
+      return factor;
+    }
+    factor.damp_tried.push_back(*next);
+  }
+  store_factor(problem, a, factor);
+  return factor;
+}
+
+QuantizedWeight gptq(const float* weight, int64_t out_features, const Factor& factor,
+                     const QuantSpec& spec, const GptqOptions& options) {
+  if (factor.failed) {
+    throw ArgumentError("gptq: the factor failed. Round the weight (rtn_weighted) instead.");
+  }
+  if (factor.group_size != spec.group_size) {
+    throw ArgumentError(message("gptq: the factor was made for group_size ", factor.group_size,
+                                ", not ", spec.group_size, "."));
+  }
+  if (options.block_size < 1) {
+    throw ArgumentError(message("gptq: block_size is ", options.block_size, ", less than 1."));
+  }
+  kernels::ColumnLoopArgs loop;
+  loop.r = factor.r.data();
+  loop.r_stride = factor.r_stride;
+  loop.column_weights = factor.column_weights.data();
+  loop.block_size = options.block_size;
+  loop.rule = options.scales == ScaleRule::kSearch ? kernels::GridRule::kWeighted
+                                                   : kernels::GridRule::kMinMax;
+  return run_column_loop(weight, out_features, factor.in_features, factor.permutation, spec, loop,
+                         "gptq");
+}
+
+}  // namespace qcore::solve

@@ -1,0 +1,88 @@
+#include "solve/rtn.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "base/float_environment.h"
+#include "base/parallel.h"
+#include "quant/grid.h"
+#include "solve/strips.h"
+
+namespace qcore::solve {
+namespace {
+
+// Without compensation columns do not depend on each other; one block holds any group.
+constexpr int64_t kAnyBlock = 128;
+
+// What a Hessian's diagonal is divided by so that float32 holds it: its largest element, made a
+// power of two, so that nothing is rounded twice.
+double power_of_two_below(double largest) {
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  return std::ldexp(1.0, exponent - 1);
+}
+
+double largest_diagonal(const double* values, int64_t n, int64_t step, const char* where) {
+  double largest = 0.0;
+  for (int64_t j = 0; j < n; ++j) {
+    const double value = values[j * step];
+    if (!(value >= 0.0) || !std::isfinite(value)) {
+      throw NumericalError(message("HESSIAN_VALUE: ", where, ": the weight of column ", j, " is ",
+                                   value, ". Importances are finite and not negative."));
+    }
+    largest = std::max(largest, value);
+  }
+  return largest;
+}
+
+}  // namespace
+
+QuantizedWeight rtn(const float* weight, int64_t out_features, int64_t in_features,
+                    const QuantSpec& spec) {
+  kernels::ColumnLoopArgs loop;
+  loop.block_size = kAnyBlock;
+  loop.rule = kernels::GridRule::kMinMax;
+  return run_column_loop(weight, out_features, in_features, {}, spec, loop, "rtn");
+}
+
+QuantizedWeight rtn_weighted(const float* weight, const double* column_weights,
+                             int64_t out_features, int64_t in_features, const QuantSpec& spec) {
+  const DefaultFloatEnvironment environment;
+  const double largest = largest_diagonal(column_weights, in_features, 1, "rtn_weighted");
+  const double unit = largest > 0.0 ? power_of_two_below(largest) : 1.0;
+  std::vector<float> importance(static_cast<size_t>(in_features));
+  for (int64_t j = 0; j < in_features; ++j) {
+    importance[static_cast<size_t>(j)] = static_cast<float>(column_weights[j] / unit);
+  }
+  kernels::ColumnLoopArgs loop;
+  loop.column_weights = importance.data();
+  loop.block_size = kAnyBlock;
+  loop.rule = kernels::GridRule::kWeighted;
+  return run_column_loop(weight, out_features, in_features, {}, spec, loop, "rtn_weighted");
+}
+
+QuantizedWeight rtn_clipped(const float* weight, int64_t out_features, int64_t in_features,
+                            const double* hessian, const QuantSpec& spec) {
+  require_spec(spec, in_features, "rtn_clipped");
+  const DefaultFloatEnvironment environment;
+  const double largest = largest_diagonal(hessian, in_features, in_features + 1, "rtn_clipped");
+  const double unit = largest > 0.0 ? power_of_two_below(largest) : 1.0;
+  // Only the diagonal blocks are used; the rest is left out of the copy.
+  std::vector<float> blocks(static_cast<size_t>(in_features * in_features));
+  for (int64_t i = 0; i < in_features; ++i) {
+    const int64_t end = (i / spec.group_size + 1) * spec.group_size;
+    for (int64_t j = i; j < end; ++j) {
+      blocks[static_cast<size_t>(i * in_features + j)] =
+          static_cast<float>(hessian[i * in_features + j] / unit);
+    }
+  }
+  kernels::ColumnLoopArgs loop;
+  loop.hessian = blocks.data();
+  loop.r_stride = in_features;
+  loop.block_size = kAnyBlock;
+  loop.rule = kernels::GridRule::kClipped;
+  return run_column_loop(weight, out_features, in_features, {}, spec, loop, "rtn_clipped");
+}
+
+}  // namespace qcore::solve
