@@ -7,8 +7,6 @@
 
 #include <cstdint>
 
-// Vectors never pass through a real call. GCC looks at the end of the file, so there is no pop.
-#pragma GCC diagnostic ignored "-Wpsabi"
 
 #define QCORE_INLINE static inline __attribute__((always_inline))
 
