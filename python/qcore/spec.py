@@ -113,3 +113,20 @@ class QuantizedLinear:
             f"QuantizedLinear({self.out_features} x {self.in_features}, {self.spec.bits} bits, "
             f"group {self.group_size}, {kind}{loss})"
         )
+
+    def _repr_html_(self) -> str:
+        # Imported here: only notebooks need it.
+        from qcore.cards import Card, format_number, html_card
+
+        sizes = np.abs(self.scales)
+        facts: dict[str, object] = {
+            "shape": f"{self.out_features:,} x {self.in_features:,}",
+            "bits": self.spec.bits,
+            "group size": self.group_size,
+            "zeros": "fixed" if self.spec.symmetric else "per group",
+            "layer loss": self.loss,
+        }
+        if sizes.size:
+            low, high = (format_number(value) for value in (sizes.min(), sizes.max()))
+            facts["scales"] = f"{low} to {high}, {self.spec.scale_dtype}"
+        return html_card(Card("Quantized linear layer", facts=facts))
