@@ -10,7 +10,7 @@ import gguf
 import ml_dtypes
 import numpy as np
 import pytest
-from models import data_folder
+from checkpoint_files import data_folder
 from test_huggingface_folder import base_of
 
 from qcore.checkpoint import Tokenizer, open_checkpoint

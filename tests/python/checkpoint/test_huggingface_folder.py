@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import DTYPES, data_folder, some_tensors, write_folder, write_shards
+from checkpoint_files import DTYPES, data_folder, some_tensors, write_folder, write_shards
 from safetensors.numpy import load_file
 
 from qcore.checkpoint import open_checkpoint
