@@ -62,9 +62,9 @@ class QcoreError(Exception):
             "code": self.code,
             "error_class": self.error_class,
             "message": self.message,
-            "where": self.where,
-            "found": None if self.found is None else str(self.found),
-            "needed": None if self.needed is None else str(self.needed),
+            "where": escaped(self.where),
+            "found": None if self.found is None else escaped(str(self.found)),
+            "needed": None if self.needed is None else escaped(str(self.needed)),
             "remedy": self.remedy,
         }
 

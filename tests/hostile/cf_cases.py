@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hostile_files import CONFIG, SHAPES, Attempt, model, weights
 
 from qcore.checkpoint import Tokenizer, open_checkpoint
@@ -20,11 +21,10 @@ def planned(folder: Path) -> Callable[[], object]:
     """Open a folder and check its tensors against the plan of its architecture."""
 
     def run() -> object:
-        from qcore.checkpoint.architectures import check_tensors, plan_of
-
+        table = pytest.importorskip("qcore.checkpoint.architectures")
         checkpoint = open_checkpoint(folder)
-        plan = plan_of(checkpoint.config)
-        check_tensors(plan, checkpoint)
+        plan = table.plan_of(checkpoint.config)
+        table.check_tensors(plan, checkpoint)
         return plan
 
     return run
@@ -72,13 +72,13 @@ def cf_unknown_architecture(tmp: Path) -> list[Attempt]:
     return configured(tmp, {"model_type": "lama\x1b[31m"}, {"model_type": 7})
 
 
-def cf_code_keys(tmp: Path) -> Path:
-    return model(tmp / "m", config=CONFIG | {"auto_map": {"AutoModel": "modeling_x.Model"}})
+def cf_code_keys(tmp: Path) -> list[Attempt]:
+    return configured(tmp, {"auto_map": {"AutoModel": "modeling_x.Model"}})
 
 
-def cf_code_needed(tmp: Path) -> Path:
-    changed = {"model_type": "mystery", "auto_map": {"AutoModel": "modeling_x.Model"}}
-    return model(tmp / "m", config=CONFIG | changed)
+def cf_code_needed(tmp: Path) -> list[Attempt]:
+    code = {"auto_map": {"AutoModel": "modeling_x.Model"}}
+    return configured(tmp, {"model_type": "mystery", **code})
 
 
 def cf_values(tmp: Path) -> list[Attempt]:
@@ -158,14 +158,13 @@ def tokenizer(**changes: Any) -> list[Attempt]:
     return [Attempt(lambda: Tokenizer(raw, config={"vocab_size": 8}))]
 
 
-def tk_missing(tmp: Path) -> Attempt:
+def tk_missing_or_invalid(tmp: Path) -> list[Attempt]:
     folder = model(tmp / "m")
-    return Attempt(lambda: open_checkpoint(folder).tokenizer)
-
-
-def tk_invalid(tmp: Path) -> list[Attempt]:
     wrong = (b"{", b"[]", b"\xff", b'{"model": {"type": "BPE", "vocab": [], "merges": []}}')
-    return [Attempt(lambda raw=raw: Tokenizer(raw)) for raw in wrong]  # type: ignore[misc]
+    return [
+        Attempt(lambda: open_checkpoint(folder).tokenizer),
+        *(Attempt(lambda raw=raw: Tokenizer(raw), code="TOKENIZER_JSON") for raw in wrong),  # type: ignore[misc]
+    ]
 
 
 def tk_unknown_parts(tmp: Path) -> list[Attempt]:

@@ -101,7 +101,7 @@ def write(tmp: Path, *files: bytes) -> list[Path]:
 
 
 def gg_short(tmp: Path) -> list[Path]:
-    return write(tmp, b"", b"GGUF", gguf()[:23], gguf()[:60])
+    return write(tmp, b"", b"GGUF", gguf()[:23])
 
 
 def gg_magic(tmp: Path) -> list[Path]:

@@ -48,11 +48,13 @@ class Attempt:
 
     Attributes:
         run: does it.
-        limit_s: the time it may take.
+        limit_s: the processor time it may take.
+        code: what it must end with, where the row has a second code ("also" in the table).
     """
 
     run: Callable[[], object]
     limit_s: float = 2.0
+    code: str = ""
 
 
 def entry(shape: list[Any], begin: int, end: int, dtype: str = "F32") -> dict[str, Any]:

@@ -193,12 +193,10 @@ def st_lone_surrogate(tmp: Path) -> Path:
     return model(tmp / "m", container(raw, bytes(8)))
 
 
-def st_too_many_tensors(tmp: Path) -> Attempt:
+def st_too_many_tensors(tmp: Path) -> Path:
     item = b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
     raw = b"{" + b",".join(item % number for number in range(1_000_001)) + b"}"
-    folder = model(tmp / "m", container(raw))
-    # A legal JSON of 60 MB has to be parsed before its names can be counted.
-    return Attempt(lambda: open_checkpoint(folder), limit_s=30.0)
+    return model(tmp / "m", container(raw))
 
 
 def st_lfs_pointer(tmp: Path) -> Path:

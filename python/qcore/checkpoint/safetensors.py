@@ -220,6 +220,8 @@ def _parse(raw: bytes, where: str) -> tuple[dict[str, Any], dict[str, str]]:
         raise _error(
             "ST_HEADER_UTF8", f"The header is not UTF-8 at offset {error.start}.", where
         ) from error
+    # Every tensor has the key once; counting first spares the parsing of a bomb of names.
+    _check_count(raw.count(b'"data_offsets"'), where)
     header = _decode(text, where)
     if depth_exceeds(header, _HEADER_DEPTH):
         raise _error("ST_HEADER_DEPTH", "The header is nested too deep.", where)
@@ -236,15 +238,19 @@ def _parse(raw: bytes, where: str) -> tuple[dict[str, Any], dict[str, str]]:
         )
     metadata = header.pop("__metadata__", {})
     _check_metadata(metadata, where)
-    if len(header) > MAX_TENSORS:
+    _check_count(len(header), where)
+    return header, metadata
+
+
+def _check_count(n_tensors: int, where: str) -> None:
+    if n_tensors > MAX_TENSORS:
         raise _error(
             "ST_TOO_MANY",
-            f"The header names {len(header)} tensors; the limit is {MAX_TENSORS}.",
+            f"The header names {n_tensors} tensors; the limit is {MAX_TENSORS}.",
             where,
-            found=len(header),
+            found=n_tensors,
             needed=MAX_TENSORS,
         )
-    return header, metadata
 
 
 def _decode(text: str, where: str) -> dict[str, Any]:
