@@ -195,6 +195,7 @@ class InternalError(QcoreError, RuntimeError):
 
 # Codes whose class differs from that of their exception.
 CLASS_OF_CODE: dict[str, int] = {
+    "DTYPE_UNSUPPORTED": 65,
     "GROUP_INDIVISIBLE": 65,
     "PACK_INDIVISIBLE": 65,
     "DISK_SPACE": 74,

@@ -18,7 +18,7 @@ from qcore.checkpoint.gguf_header import GgufHeader, GgufTensor, block_sizes, re
 from qcore.checkpoint.gguf_tokenizer import tokenizer_of
 from qcore.checkpoint.huggingface import checked_template
 from qcore.checkpoint.paths import ModelFolder, shown
-from qcore.errors import FormatError, QcoreWarning, escaped
+from qcore.errors import DtypeError, FormatError, QcoreWarning, escaped
 
 # Types that are mapped as they lie; every other one of `_DECODED` is decoded block by block.
 _PLAIN = {
@@ -234,7 +234,7 @@ def _check_types(infos: list[tuple[MappedFile, GgufTensor]]) -> None:
     for file, info in infos:
         kind = block_sizes()[info.type_id][0]
         if kind not in known:
-            raise FormatError(
+            raise DtypeError(
                 f"Tensors of type {kind} are not read.",
                 code="DTYPE_UNSUPPORTED",
                 where=f"{shown(file.name)}: {escaped(info.name)}",

@@ -21,7 +21,7 @@ import numpy as np
 from qcore.checkpoint.checkpoint import Array, MappedFile, TensorRef
 from qcore.checkpoint.json_files import depth_exceeds, has_lone_surrogate
 from qcore.checkpoint.paths import FileIdentity, ModelFolder, OpenFile, shown
-from qcore.errors import FormatError, UnsafeInputError, escaped
+from qcore.errors import DtypeError, FormatError, UnsafeInputError, escaped
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 1_000_000
@@ -89,7 +89,7 @@ class SafetensorsRef(TensorRef):
         """The mapped values; copied only where the file did not align them."""
         dtype = _NUMPY.get(self.stored)
         if dtype is None:
-            raise FormatError(
+            raise DtypeError(
                 f"Tensors of dtype {self.stored} are not read.",
                 code="DTYPE_UNSUPPORTED",
                 where=f"{shown(self.file.name)}: {escaped(self.name)}",

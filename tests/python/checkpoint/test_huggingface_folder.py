@@ -12,7 +12,7 @@ from checkpoint_files import DTYPES, data_folder, some_tensors, write_folder, wr
 from safetensors.numpy import load_file
 
 from qcore.checkpoint import open_checkpoint
-from qcore.errors import FormatError, QcoreWarning, SourceChangedError
+from qcore.errors import DtypeError, QcoreWarning, SourceChangedError
 
 MODELS = data_folder() / "models"
 needs_models = pytest.mark.skipif(not MODELS.is_dir(), reason=f"no shared models in {MODELS}")
@@ -195,7 +195,7 @@ def test_sub_byte_tensors_are_listed_but_not_read(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(raw)
     ref = open_checkpoint(folder).tensors["a"]
     assert (ref.shape, ref.nbytes, ref.stored) == ((2, 2), 2, "F4")
-    with pytest.raises(FormatError, match="F4") as caught:
+    with pytest.raises(DtypeError, match="F4") as caught:
         ref.array()
     assert caught.value.code == "DTYPE_UNSUPPORTED"
 
