@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +94,15 @@ class Calibration:
             notes.append(f"max_length {max_length} lowered to the model's context of {context}")
             max_length = context
         chat_template = None if as_text else _chat_template(model, template, date)
+        tool_template = None
+        if template is None and not as_text:
+            tool_template = _tool_template(model, date)
 
         def tokenizer() -> RowTokenizer:
             return RowTokenizer(
                 model.tokenizer,
                 template=chat_template,
+                tool_template=tool_template,
                 bos_id=model.tokenizer.bos_id,
                 vocab_size=_vocab_size(model),
                 max_length=max_length,
@@ -113,6 +118,7 @@ class Calibration:
             raise _nothing_left(reader, dropped)
         notes += [f"{count:,} x {what}" for what, count in sorted(row_tokenizer.notes.items())]
         notes += [f"{count:,} x {what}" for what, count in sorted(reader.counts.notes.items())]
+        notes += _shape_notes(samples, has_template=chat_template is not None)
         settings = {
             "n_samples": n_samples,
             "max_length": max_length,
@@ -235,6 +241,15 @@ def _chat_template(model: Any, template: str | Path | None, date: str) -> ChatTe
     return ChatTemplate(source, variables=template_variables(model), date=date)
 
 
+def _tool_template(model: Any, date: str) -> ChatTemplate | None:
+    """The template named "tool_use", for conversations that come with tools."""
+    named = getattr(getattr(model, "checkpoint", None), "chat_templates", None) or {}
+    source = named.get("tool_use")
+    if source is None:
+        return None
+    return ChatTemplate(source, variables=template_variables(model), date=date)
+
+
 def _config_value(model: Any, key: str) -> Any:
     config = getattr(model, "config", None) or {}
     text_config = config.get("text_config")
@@ -247,6 +262,16 @@ def _vocab_size(model: Any) -> int:
     """Rows of the embedding: ids at or above it have no vector."""
     size = _config_value(model, "vocab_size")
     return size if isinstance(size, int) else int(model.tokenizer.vocab_size)
+
+
+def _shape_notes(samples: list[Sample], *, has_template: bool) -> list[str]:
+    counts = Counter(sample.shape for sample in samples)
+    notes = []
+    if counts["text"] and has_template:
+        notes.append(f"{counts['text']:,} samples are prose, without the model's chat template")
+    if counts["token_ids"]:
+        notes.append(f"{counts['token_ids']:,} samples are given ids: template and BOS unchecked")
+    return notes
 
 
 def _nothing_left(reader: RowReader, dropped: Mapping[str, int]) -> CalibrationError:

@@ -113,8 +113,15 @@ def _messages_row(messages: object, tools: object, where: str, notes: Counter[st
     if not messages:
         raise EmptyRowError
     turns: list[Message] = []
-    for index, message in enumerate(messages):
-        turn = _message(message, index)
+    plain = [_message(message, index) for index, message in enumerate(messages)]
+    if _system_answers(plain):
+        notes["conversations whose answers were called system"] += 1
+        first_user = next(i for i, turn in enumerate(plain) if turn["role"] == "user")
+        plain[first_user:] = [
+            {**turn, "role": "assistant"} if turn["role"] == "system" else turn
+            for turn in plain[first_user:]
+        ]
+    for turn in plain:
         if turns and _can_join(turns[-1], turn):
             turns[-1] = {**turns[-1], "content": f"{turns[-1]['content']}\n{turn['content']}"}
             notes["turns of one speaker joined"] += 1
@@ -143,6 +150,14 @@ def _message(message: object, index: int) -> Message:
     # A key that is null reads like an absent one; templates trip over the former (transformers does
     # the same).
     return {key: item for key, item in message.items() if item is not None}
+
+
+def _system_answers(turns: Sequence[Message]) -> bool:
+    """Two-speaker dialogues sometimes call the answering side "system"."""
+    roles = [turn["role"] for turn in turns]
+    if "assistant" in roles or "user" not in roles:
+        return False
+    return "system" in roles[roles.index("user") :]
 
 
 def _can_join(before: Message, after: Message) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -53,6 +54,7 @@ SPECIAL_TOKENS = (
     "mask_token",
 )
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+_LIBRARY_PATHS = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _CHILD = Path(__file__).with_name("template_child.py")
 
 
@@ -205,7 +207,7 @@ def _run_child(text: str) -> subprocess.CompletedProcess[bytes]:
             input=text.encode("ascii"),
             capture_output=True,
             timeout=WALL_S,
-            env={"LC_ALL": "C", "PATH": ""},
+            env=_child_environment(),
             start_new_session=True,
             check=False,
         )
@@ -231,6 +233,12 @@ def _child_error(
         else f"the process ended by signal {number}, out of memory or stack"
     )
     return _template_error(UnsafeInputError, "TEMPLATE_LIMIT", reason, where)
+
+
+def _child_environment() -> dict[str, str]:
+    """Nothing of ours but where the interpreter finds its own libraries."""
+    kept = {name: os.environ[name] for name in _LIBRARY_PATHS if name in os.environ}
+    return {"LC_ALL": "C", "PATH": "", **kept}
 
 
 def _import_paths() -> list[str]:

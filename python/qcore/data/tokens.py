@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
 from qcore.data.shapes import Message, Row, Shape, TokenArray, token_error
 from qcore.data.template import ChatTemplate
+from qcore.data.turns import as_plain_text, last_turns, turn_starts, without_opening
 from qcore.errors import CalibrationError
 
 MIN_TOKENS = 16
@@ -61,6 +62,7 @@ class RowTokenizer:
     Args:
         tokenizer: with `encode(text, add_special_tokens=...)`.
         template: renders conversations; None only if no row is a conversation, or with `as_text`.
+        tool_template: renders conversations that come with tools, in place of `template`.
         bos_id: the token a sample may begin with once.
         vocab_size: rows of the embedding; every id is below it.
         max_length: longest sample in tokens.
@@ -74,6 +76,7 @@ class RowTokenizer:
         tokenizer: TextTokenizer,
         *,
         template: ChatTemplate | None,
+        tool_template: ChatTemplate | None = None,
         bos_id: int | None,
         vocab_size: int,
         max_length: int,
@@ -83,6 +86,7 @@ class RowTokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
+        self._tool_template = tool_template or template
         self._bos_id = bos_id
         self._vocab_size = vocab_size
         self._max_length = max_length
@@ -218,11 +222,19 @@ class RowTokenizer:
                     "--as-text)."
                 ),
             )
-        return self._template.render(
-            conversations,
-            tools=[row.tools for row in rows],
-            wheres=[row.where for row in rows],
-        )
+        results: list[str | CalibrationError] = [""] * len(rows)
+        for template, with_tools in ((self._template, False), (self._tool_template, True)):
+            chosen = [index for index, row in enumerate(rows) if bool(row.tools) is with_tools]
+            if not chosen or template is None:
+                continue
+            texts = template.render(
+                [conversations[index] for index in chosen],
+                tools=[rows[index].tools for index in chosen],
+                wheres=[rows[index].where for index in chosen],
+            )
+            for index, text in zip(chosen, texts, strict=True):
+                results[index] = text
+        return results
 
     def _retry_without_opening(
         self,
@@ -289,47 +301,3 @@ class RowTokenizer:
                 ids = ids[: self._max_length]
             best[p] = text, ids
         return [best[p] for p in range(len(indices))]
-
-
-def turn_starts(messages: Sequence[Message]) -> list[int]:
-    """Where turns begin: at user messages; without any, at every message after a leading system
-    message.
-    """
-    users = [i for i, message in enumerate(messages) if message["role"] == "user"]
-    return users or list(range(_n_leading(messages), len(messages)))
-
-
-def last_turns(messages: Sequence[Message], starts: Sequence[int], cut: int) -> list[Message]:
-    """The leading system message and the turns after the first `cut`."""
-    if cut == 0 or not starts:
-        return list(messages)
-    return [*messages[: _n_leading(messages)], *messages[starts[cut] :]]
-
-
-def without_opening(messages: Sequence[Message]) -> list[Message] | None:
-    """The conversation without assistant turns before the first user turn; None if there is none to
-    drop.
-    """
-    lead = _n_leading(messages)
-    first = lead
-    while first < len(messages) and messages[first]["role"] == "assistant":
-        first += 1
-    if first in (lead, len(messages)):
-        return None
-    return [*messages[:lead], *messages[first:]]
-
-
-def as_plain_text(messages: Sequence[Message]) -> str:
-    """The conversation as "role: content" lines, for models without a chat template."""
-    return "\n".join(f"{message['role']}: {_plain(message.get('content'))}" for message in messages)
-
-
-def _plain(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return " ".join(str(part.get("text", "")) for part in parts if isinstance(part, Mapping))
-
-
-def _n_leading(messages: Sequence[Message]) -> int:
-    return 1 if messages and messages[0]["role"] in ("system", "developer") else 0

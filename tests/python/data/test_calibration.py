@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -268,6 +269,23 @@ def test_given_ids_outside_the_vocabulary_are_refused_with_sample_and_position(t
 def test_refuses_settings_out_of_range(options):
     with pytest.raises(ArgumentError, match=next(iter(options))):
         build([words(20)], **options)
+
+
+def test_conversations_with_tools_take_the_template_named_for_them():
+    model = word_model()
+    model.checkpoint = SimpleNamespace(
+        tokenizer_config={"bos_token": "<s>"},
+        chat_templates={"default": TEMPLATE, "tool_use": "gamma {{ messages[0].content }}"},
+    )
+    tooled = {**long_chat(2), "tools": [{"name": "f"}]}
+    texts = {s.text[:5] for s in build([long_chat(4), tooled], model).samples}
+    assert texts == {"<s>us", "gamma"}
+
+
+def test_prose_and_ids_are_noted_on_a_chat_model():
+    notes = build([words(20), [4] * 20]).card["notes"]
+    assert any("without the model's chat template" in note for note in notes)
+    assert any("BOS unchecked" in note for note in notes)
 
 
 # The card and the embedded conversations

@@ -110,6 +110,18 @@ def test_consecutive_turns_of_one_speaker_are_joined():
     assert [m["content"] for m in row.messages] == ["a\nb", "c"]
 
 
+def test_a_side_called_system_that_answers_is_the_assistant():
+    talk = [("system", "be kind"), ("user", "a"), ("system", "b"), ("user", "c"), ("system", "d")]
+    reader = RowReader([{"messages": [{"role": r, "content": c} for r, c in talk]}])
+    roles = [message["role"] for message in next(iter(reader)).messages]
+    assert roles == ["system", "user", "assistant", "user", "assistant"]
+    assert reader.counts.notes == {"conversations whose answers were called system": 1}
+    # With an assistant in it, a late system message is one.
+    mixed = [*talk, ("assistant", "e")]
+    row = read([{"messages": [{"role": r, "content": c} for r, c in mixed]}])[0]
+    assert [m["role"] for m in row.messages].count("system") == 3
+
+
 def test_calls_of_tools_are_kept_apart():
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
     row = read([{"messages": [{"role": "user", "content": "a"}, call, call]}])[0]
