@@ -19,8 +19,8 @@ from qcore.cli.shared import Shared, python_call, shared_options
 @click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="Held-out rows: JSONL or text."
 )
-@click.option("--n-samples", type=click.IntRange(min=1), help="Only the first of them. [all]")
-@click.option("--max-length", type=click.IntRange(min=2), help="Tokens per conversation. [2048]")
+@click.option("--n-samples", type=click.IntRange(min=1), help="Choose so many, by a hash. [all]")
+@click.option("--max-length", type=click.IntRange(min=2), help="Tokens per conversation. [1024]")
 @click.option(
     "--activations",
     type=click.Choice(["float32", "bfloat16", "int8"]),
