@@ -20,7 +20,7 @@ CPP_FLOORS = ("base", "quant", "kernels", "calib", "solve", "model", "bind")
 FACE_FLOORS = (
     ("errors",),
     ("progress", "cards"),
-    ("spec",),
+    ("spec", "arrays"),
     ("layers",),
     ("checkpoint", "formats", "data"),
     ("model",),

@@ -1,6 +1,7 @@
 """Types of the compiled module: csrc/bind. Private; the public face is the rest of this package."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,3 +89,83 @@ class Hessian:
     def abs_mean(self) -> Float64: ...
     @property
     def abs_max(self) -> Float32: ...
+
+# quant and solve: choosing codes. group_size is positive here.
+Codes = tuple[UInt8, Float32, UInt8]
+
+def dequantize(codes: UInt8, scales: Float32, zeros: UInt8) -> Float32: ...
+def rtn(
+    weight: Float32,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    signed_scales: bool = True,
+    scale_dtype: str = "float16",
+) -> Codes: ...
+def rtn_weighted(
+    weight: Float32,
+    column_weights: Float64,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    signed_scales: bool = True,
+    scale_dtype: str = "float16",
+) -> Codes: ...
+def rtn_clipped(
+    weight: Float32,
+    hessian: Float64,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    signed_scales: bool = True,
+    scale_dtype: str = "float16",
+) -> Codes: ...
+
+class Factor:
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def group_size(self) -> int: ...
+    @property
+    def permutation(self) -> list[int]: ...
+    @property
+    def damp_tried(self) -> list[float]: ...
+    @property
+    def failed(self) -> bool: ...
+    @property
+    def dead_columns(self) -> int: ...
+    @property
+    def r(self) -> Float32: ...
+
+def factor_hessian(
+    hessian: Float64,
+    group_size: int,
+    damp_ratio: float = 0.03,
+    order: str = "group",
+    block_size: int = 128,
+) -> Factor: ...
+def gptq(
+    weight: Float32,
+    factor: Factor,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    signed_scales: bool = True,
+    scale_dtype: str = "float16",
+    scales: str = "search",
+    block_size: int = 128,
+) -> Codes: ...
+def layer_loss(
+    weight: Float32, codes: UInt8, scales: Float32, zeros: UInt8, hessian: Float64
+) -> tuple[float, float]: ...
+def search_awq_scales(
+    weights: Sequence[Float32],
+    hessian: Float64,
+    abs_mean: Float64,
+    tie: Int64 | None,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    signed_scales: bool = True,
+    scale_dtype: str = "float16",
+) -> dict[str, Any]: ...

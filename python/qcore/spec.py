@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from qcore.errors import RecipeError
+from qcore.errors import ArgumentError, RecipeError
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
@@ -105,6 +105,32 @@ class QuantizedLinear:
             if self.scales.shape[1]
             else self.in_features
         )
+
+    def dequantize(self) -> Float32Array:
+        """scales · (codes - zeros): (out_features, in_features) float32."""
+        from qcore.layers import dequantize
+
+        return dequantize(self)
+
+    def pack(self, format: str) -> dict[str, Array]:
+        """The tensors of an artifact format, by suffix ("qweight", "scales", ...).
+
+        Args:
+            format: "gptq", "gptq_v2", "awq" or "ct".
+
+        Raises:
+            RecipeError: FORMAT_TARGET or PACK_INDIVISIBLE, the format cannot hold this grid.
+        """
+        from qcore.formats import FORMATS
+
+        if format not in FORMATS:
+            raise ArgumentError(
+                f"format is {format!r}.",
+                found=format,
+                needed=tuple(FORMATS),
+                remedy=f"Use one of {', '.join(FORMATS)}.",
+            )
+        return FORMATS[format].encode(self)
 
     def __repr__(self) -> str:
         kind = "symmetric" if self.spec.symmetric else "asymmetric"
