@@ -51,13 +51,14 @@ template <bool kWide>
 struct CodeStep {
   static constexpr bool kGrouped = true;
   static constexpr int kRows = Simd::kWordRows;
-  using Sum = Simd::I;
+  // Not Simd::I, which may alias anything: g++ would keep an array of those in memory.
+  typedef int32_t Sum __attribute__((vector_size(4 * Simd::kLanes)));
   static QCORE_INLINE Sum start(const int32_t* zeros, int32_t x_sum) {
-    return Simd::mul_words(Simd::load_words(zeros), Simd::spread_word(-x_sum));
+    return (Sum)Simd::mul_words(Simd::load_words(zeros), Simd::spread_word(-x_sum));
   }
-  static QCORE_INLINE Simd::F finish(Sum sum) { return Simd::to_float(sum); }
+  static QCORE_INLINE Simd::F finish(Sum sum) { return Simd::to_float((Simd::I)sum); }
   static QCORE_INLINE Sum step(Sum sum, const uint8_t* x, const uint32_t* w) {
-    return Simd::dot_codes<kWide>(sum, Simd::load_words(w), spread_step(x));
+    return (Sum)Simd::dot_codes<kWide>((Simd::I)sum, Simd::load_words(w), spread_step(x));
   }
 };
 
@@ -131,34 +132,37 @@ struct Tile {
     end(total);
   }
 
+  // Adds the sums of group g to `total`. Not inlined: only this group's sums then live in registers
+  // while its steps run, and `total` stays in the first-level cache.
+  __attribute__((noinline)) void add_group(int64_t g, Simd::F (&total)[kRows][kVectors]) const {
+    const int64_t at = strip * args.group_strip_stride + g * kStripWidth;
+    typename Step::Sum sum[kRows][kVectors];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const int32_t x_sum =
+          args.x_sums == nullptr ? 0 : args.x_sums[(row + r) * args.x_sums_stride + g];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t lane = at + vector_offset(v, args.group_strip_stride);
+        sum[r][v] = Step::start(args.zeros + lane, x_sum);
+      }
+    }
+    steps(sum, g * args.group_steps, (g + 1) * args.group_steps);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t lane = at + vector_offset(v, args.group_strip_stride);
+        total[r][v] =
+            Simd::fma(Step::finish(sum[r][v]), Simd::load(args.scales + lane), total[r][v]);
+      }
+    }
+  }
+
   void run_grouped() const {
     Simd::F total[kRows][kVectors];
     begin(total);
-    const int64_t group_strip = strip * args.group_strip_stride;
-    for (int64_t g = 0; g * args.group_steps < args.steps; ++g) {
-      const int64_t at = group_strip + g * kStripWidth;
-      typename Step::Sum sum[kRows][kVectors];
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const int32_t x_sum =
-            args.x_sums == nullptr ? 0 : args.x_sums[(row + r) * args.x_sums_stride + g];
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) {
-          const int64_t lane = at + vector_offset(v, args.group_strip_stride);
-          sum[r][v] = Step::start(args.zeros + lane, x_sum);
-        }
-      }
-      steps(sum, g * args.group_steps, (g + 1) * args.group_steps);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) {
-          const int64_t lane = at + vector_offset(v, args.group_strip_stride);
-          total[r][v] =
-              Simd::fma(Step::finish(sum[r][v]), Simd::load(args.scales + lane), total[r][v]);
-        }
-      }
-    }
+    for (int64_t g = 0; g * args.group_steps < args.steps; ++g) add_group(g, total);
     end(total);
   }
 };
