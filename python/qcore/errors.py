@@ -1,7 +1,8 @@
 """The error catalogue: what can go wrong, under which name, and how it is told.
 
 Every error has a `code` (a word to search for), says where, what was found and what to do, and
-turns into a dictionary for `--json`. `docs/errors.md` explains each code; a test compares the two.
+turns into a dictionary for `--json`. `error_catalogue.toml` lists every code, `docs/errors.md` shows
+the list, and a test compares both with the sources.
 """
 
 from __future__ import annotations
@@ -196,6 +197,7 @@ class InternalError(QcoreError, RuntimeError):
 # Codes whose class differs from that of their exception.
 CLASS_OF_CODE: dict[str, int] = {
     "DTYPE_UNSUPPORTED": 65,
+    "INTERRUPTED": 75,
     "GROUP_INDIVISIBLE": 65,
     "PACK_INDIVISIBLE": 65,
     "DISK_SPACE": 74,
