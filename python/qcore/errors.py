@@ -1,8 +1,8 @@
 """The error catalogue: what can go wrong, under which name, and how it is told.
 
 Every error has a `code` (a word to search for), says where, what was found and what to do, and
-turns into a dictionary for `--json`. `error_catalogue.toml` lists every code, `docs/errors.md` shows
-the list, and a test compares both with the sources.
+turns into a dictionary for `--json`. `error_catalogue.toml` lists every code, `docs/errors.md`
+shows the list, and a test compares both with the sources.
 """
 
 from __future__ import annotations

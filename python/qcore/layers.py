@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from qcore import _core
 from qcore.arrays import as_array, as_float32_matrix, as_float_matrix
-from qcore.errors import ArgumentError, DtypeError, NumericalError, QcoreWarning
+from qcore.errors import ArgumentError, CalibrationError, DtypeError, NumericalError, QcoreWarning
 from qcore.spec import Array, Float32Array, QuantizedLinear, QuantSpec
 
 Float64Array = npt.NDArray[np.float64]
@@ -69,10 +69,10 @@ class Hessian:
         """(in_features, in_features) float64, both triangles.
 
         Raises:
-            NumericalError: CALIB_NO_TOKENS, no token of positive weight was seen.
+            CalibrationError: CALIB_NO_TOKENS, no token of positive weight was seen.
         """
         if not self._core.weight_sum > 0:
-            raise NumericalError(
+            raise CalibrationError(
                 "The Hessian has seen no token.",
                 code="CALIB_NO_TOKENS",
                 remedy="Call update(x) with activations of the layer first.",
@@ -162,7 +162,7 @@ def quantize_gptq(
     Raises:
         RecipeError: GROUP_INDIVISIBLE.
         NumericalError: HESSIAN_SINGULAR (tokens, width, dampings tried), HESSIAN_NAN, HESSIAN_INF,
-            CALIB_NO_TOKENS, VALUE_NAN, VALUE_INF, SCALE_OVERFLOW.
+            VALUE_NAN, VALUE_INF, SCALE_OVERFLOW. CalibrationError: CALIB_NO_TOKENS.
     """
     w = as_float32_matrix(weight, "weight")
     h = _hessian_matrix(hessian, w.shape[1])
@@ -205,7 +205,8 @@ def search_awq_scales(
         channel_scales, (in_features,) float32, √(max · min) = 1; all ones when the identity wins.
 
     Raises:
-        RecipeError: GROUP_INDIVISIBLE. NumericalError: CALIB_NO_TOKENS, VALUE_NAN, VALUE_INF.
+        RecipeError: GROUP_INDIVISIBLE. NumericalError: VALUE_NAN, VALUE_INF.
+        CalibrationError: CALIB_NO_TOKENS.
     """
     several = weight if isinstance(weight, (list, tuple)) else [weight]
     if not several:

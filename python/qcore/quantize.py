@@ -17,7 +17,13 @@ import numpy as np
 
 from qcore.assignment import SMALLEST_SAFE_BITS, Assignment, assign
 from qcore.calibrate import Stream, advance, collect, open_stream, sufficiency
-from qcore.errors import ArgumentError, CalibrationError, NumericalError, RecipeError
+from qcore.errors import (
+    FormatError,
+    InternalError,
+    MissingInputError,
+    NumericalError,
+    RecipeError,
+)
 from qcore.formats import ArtifactWriter, Format, choose_format
 from qcore.model import Artifact, Model, open_model
 from qcore.progress import Progress, reporter
@@ -92,7 +98,7 @@ def quantize(
         report({"event": "done", "out": str(out), "fallbacks": fallbacks})
     artifact = open_model(out)
     if not isinstance(artifact, Artifact):
-        raise ArgumentError(f"{out} was written but does not open as an artifact.", code="INTERNAL")
+        raise InternalError(f"{out} was written but does not open as an artifact.")
     return artifact
 
 
@@ -126,7 +132,7 @@ def _settle(
 def _require_original(model: Model) -> None:
     if isinstance(model, Artifact):
         found = model.quantization
-        raise RecipeError(
+        raise FormatError(
             f"{model.path} is already quantized ({found}).",
             code="ALREADY_QUANTIZED",
             where=str(model.path),
@@ -143,7 +149,7 @@ def _calibration(
     if not recipe.needs_data:
         return calib if isinstance(calib, Calibration) else None
     if calib is None:
-        raise CalibrationError(
+        raise MissingInputError(
             f"Method {recipe.method!r} needs calibration data.",
             code="CALIB_MISSING",
             remedy='Pass --calib FILE with your own conversations, or use method "rtn".',

@@ -45,7 +45,11 @@ def raised() -> list[tuple[str, str, str]]:
     found = []
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+            name = (
+                node.func.id
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+                else ""
+            )
             if isinstance(getattr(errors, name, None), type):
                 found += [
                     (path.name, name, constant.value)

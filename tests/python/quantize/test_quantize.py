@@ -11,7 +11,7 @@ import pytest
 
 import qcore
 from qcore import _core
-from qcore.errors import CalibrationError, NumericalError, OutputError, QcoreError, RecipeError
+from qcore.errors import MissingInputError, NumericalError, OutputError, QcoreError, RecipeError
 from qcore.recipe import Recipe
 
 METHODS = ("rtn", "gptq", "awq", "awq+gptq")
@@ -217,7 +217,7 @@ def test_missing_calibration_data_is_refused(one_block, tmp_path):
     refused(
         tmp_path,
         "CALIB_MISSING",
-        CalibrationError,
+        MissingInputError,
         lambda: qcore.quantize(one_block, out=tmp_path / "out", progress="none"),
     )
 
