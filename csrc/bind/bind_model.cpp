@@ -1,8 +1,233 @@
-// The functions of the floor `model`, as Python sees them.
+// The floor `model`, as Python sees it.
+#include <pybind11/stl.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/backend.h"
+#include "base/error.h"
+#include "bind/arrays.h"
 #include "bind/bind.h"
+#include "bind/packed_weight.h"
+#include "model/block.h"
+#include "model/decoder.h"
 
 namespace qcore::bind {
+namespace {
 
-void bind_model(py::module_& /*module*/) {}
+using model::Activations;
+using model::KvCache;
+using model::Linear;
+using OptionalArray = std::optional<py::array>;
+using TapMap = std::map<std::string, py::function>;
+
+template <typename T>
+struct Choice {
+  const char* name;
+  T value;
+};
+
+template <typename T, std::size_t kCount>
+T parse(const Choice<T> (&choices)[kCount], const char* what, const std::string& name) {
+  std::string valid;
+  for (const auto& choice : choices) {
+    if (name == choice.name) return choice.value;
+    valid += (valid.empty() ? "\"" : ", \"") + std::string(choice.name) + "\"";
+  }
+  throw ArgumentError(message(what, " is \"", name, "\". Use one of: ", valid, "."));
+}
+
+constexpr Choice<Activations> kActivations[] = {{"float32", Activations::kFloat32},
+                                                {"bfloat16", Activations::kBfloat16},
+                                                {"int8", Activations::kInt8}};
+constexpr Choice<model::TapPoint> kTaps[] = {
+    {"attention_input", model::TapPoint::kAttentionInput},
+    {"attention_output", model::TapPoint::kAttentionOutput},
+    {"mlp_input", model::TapPoint::kMlpInput},
+    {"mlp_hidden", model::TapPoint::kMlpHidden}};
+constexpr Choice<model::QkNorm> kQkNorms[] = {{"none", model::QkNorm::kNone},
+                                              {"per_head", model::QkNorm::kPerHead},
+                                              {"whole", model::QkNorm::kWholeProjection}};
+constexpr Choice<kernels::Activation> kGates[] = {{"silu", kernels::Activation::kSilu},
+                                                  {"gelu_tanh", kernels::Activation::kGeluTanh},
+                                                  {"gelu", kernels::Activation::kGelu}};
+
+// A Python object that a Linear borrows from; let go of under the GIL.
+std::shared_ptr<void> keep(py::object object) {
+  return {new py::object(std::move(object)), [](void* held) {
+            const py::gil_scoped_acquire gil;
+            delete static_cast<py::object*>(held);
+          }};
+}
+
+Linear make_linear(const py::object& weight, const OptionalArray& bias) {
+  Linear linear;
+  linear.packed = py::isinstance<PackedWeightBuffer>(weight);
+  if (linear.packed) {
+    linear.weight = weight.cast<const PackedWeightBuffer&>().view;
+  } else {
+    linear.dense = as_any_matrix(weight.cast<py::array>(), "weight");
+  }
+  if (bias) linear.bias = as_vector<float>(*bias, "bias", linear.out_features());
+  linear.owner = keep(py::make_tuple(weight, bias ? py::object(*bias) : py::none()));
+  return linear;
+}
+
+model::NormWeight norm_of(const OptionalArray& array) {
+  if (!array) return {};
+  const float* data = as_vector<float>(*array, "norm", array->size());
+  return {data, data + array->size()};
+}
+
+using Norms = std::map<std::string, py::array>;
+
+std::unique_ptr<model::Block> make_block(const model::BlockSpec& spec, std::vector<Linear> qkv,
+                                         Linear output, std::vector<Linear> gate_up, Linear down,
+                                         const Norms& norms) {
+  const auto norm = [&](const char* role) {
+    const auto found = norms.find(role);
+    return norm_of(found == norms.end() ? OptionalArray() : OptionalArray(found->second));
+  };
+  model::BlockWeights weights{std::move(qkv),    std::move(output),       std::move(gate_up),
+                              std::move(down),   norm("attention_input"), norm("attention_output"),
+                              norm("mlp_input"), norm("mlp_output"),      norm("query"),
+                              norm("key")};
+  return std::make_unique<model::Block>(spec, std::move(weights));
+}
+
+// A read-only view of a tap's rows, without a copy; its memory lives as long as the call.
+py::array view_of(const AnyMatrixView& x) {
+  const bool half = x.dtype == Dtype::kBfloat16;
+  const py::dtype dtype =
+      half ? py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"))
+           : py::dtype::of<float>();
+  const int64_t item = size_in_bytes(x.dtype);
+  const py::capsule nobody(&x, [](void*) {});
+  py::array view(dtype, {x.rows, x.columns}, {x.row_stride * item, item}, x.data, nobody);
+  view.attr("flags").attr("writeable") = false;
+  return view;
+}
+
+void set_taps(const TapMap& taps, model::ForwardArgs& args) {
+  const py::function* functions[model::kTapPoints] = {};
+  for (const auto& [name, function] : taps) {
+    const auto point = static_cast<std::size_t>(parse(kTaps, "a tap", name));
+    args.tapped[point] = true;
+    functions[point] = &function;
+  }
+  args.tap = [=](model::TapPoint point, const AnyMatrixView& x) {
+    const py::gil_scoped_acquire gil;
+    (*functions[static_cast<std::size_t>(point)])(view_of(x));
+  };
+}
+
+py::object forward(const model::Block& self, const py::array& hidden, const py::array& lengths,
+                   const std::string& activations, const TapMap& taps, bool stop_after_taps,
+                   const OptionalArray& out, KvCache* cache) {
+  model::ForwardArgs args;
+  args.hidden = as_matrix<float>(hidden, "hidden");
+  args.lengths = as_vector<int64_t>(lengths, "lengths", lengths.size());
+  args.n_sequences = lengths.size();
+  args.activations = parse(kActivations, "activations", activations);
+  args.stop_after_taps = stop_after_taps;
+  args.cache = cache;
+  set_taps(taps, args);
+  py::array result =
+      out ? *out : new_array<float>({stop_after_taps ? 0 : args.hidden.rows, args.hidden.columns});
+  args.out = as_output_matrix<float>(result, "out");
+  const Backend backend = active_backend();
+  {
+    const py::gil_scoped_release nogil;
+    self.forward(args, backend);
+  }
+  return stop_after_taps ? py::none() : py::object(result);
+}
+
+py::array_t<float> embed(const py::array& table, const py::array& token_ids, float scale) {
+  const AnyMatrixView rows = as_any_matrix(table, "table");
+  const int64_t n_tokens = token_ids.size();
+  const int64_t* ids = as_vector<int64_t>(token_ids, "token_ids", n_tokens);
+  auto hidden = new_array<float>({n_tokens, rows.columns});
+  const auto out = matrix_view(hidden.mutable_data(), n_tokens, rows.columns);
+  const py::gil_scoped_release nogil;
+  model::embed(rows, ids, n_tokens, scale, out);
+  return hidden;
+}
+
+std::unique_ptr<model::Head> make_head(const Linear& linear, const py::array& norm, float norm_eps,
+                                       float softcap) {
+  return std::make_unique<model::Head>(model::Head{norm_of(norm), norm_eps, linear, softcap});
+}
+
+py::array_t<float> logits(const model::Head& self, const py::array& hidden,
+                          const std::string& activations) {
+  const MatrixView<const float> x = as_matrix<float>(hidden, "hidden");
+  const Activations mode = parse(kActivations, "activations", activations);
+  const int64_t vocabulary = self.linear.out_features();
+  auto result = new_array<float>({x.rows, vocabulary});
+  const auto out = matrix_view(result.mutable_data(), x.rows, vocabulary);
+  const Backend backend = active_backend();
+  const py::gil_scoped_release nogil;
+  model::head_logits(self, x, out, mode, backend);
+  return result;
+}
+
+py::list cache_lengths(const KvCache& self) {
+  py::list lengths;
+  for (int64_t s = 0; s < self.n_sequences(); ++s) lengths.append(self.length(s));
+  return lengths;
+}
+
+void bind_spec(py::module_& module) {
+  using model::BlockSpec;
+  py::class_<BlockSpec>(module, "BlockSpec", "One decoder block as data; decoder_spec.h.")
+      .def(py::init<>())
+      .def_readwrite("hidden_size", &BlockSpec::hidden_size)
+      .def_readwrite("n_heads", &BlockSpec::n_heads)
+      .def_readwrite("n_kv_heads", &BlockSpec::n_kv_heads)
+      .def_readwrite("head_dim", &BlockSpec::head_dim)
+      .def_readwrite("intermediate_size", &BlockSpec::intermediate_size)
+      .def_readwrite("norm_eps", &BlockSpec::norm_eps)
+      .def_readwrite("attention_scale", &BlockSpec::attention_scale)
+      .def_readwrite("attention_softcap", &BlockSpec::attention_softcap)
+      .def_readwrite("window", &BlockSpec::window)
+      .def_readwrite("inverse_frequencies", &BlockSpec::inverse_frequencies)
+      .def_readwrite("rotary_factor", &BlockSpec::rotary_factor)
+      .def("set_qk_norm",
+           [](BlockSpec& self, const std::string& name) {
+             self.qk_norm = parse(kQkNorms, "qk_norm", name);
+           })
+      .def("set_activation", [](BlockSpec& self, const std::string& name) {
+        self.activation = parse(kGates, "activation", name);
+      });
+}
+
+}  // namespace
+
+void bind_model(py::module_& module) {
+  bind_spec(module);
+  py::class_<Linear>(module, "Linear", "A dense array or a PackedWeight, and a bias.")
+      .def(py::init(&make_linear), py::arg("weight"), py::arg("bias") = py::none());
+  py::class_<KvCache>(module, "KvCache", "Keys and values of one block.")
+      .def(py::init<int64_t, int64_t>(), py::arg("n_sequences"), py::arg("width"))
+      .def_property_readonly("lengths", &cache_lengths);
+  py::class_<model::Block>(module, "DecoderBlock", "One decoder block.")
+      .def(py::init(&make_block), py::arg("spec"), py::arg("query_key_value"), py::arg("output"),
+           py::arg("gate_up"), py::arg("down"), py::arg("norms"))
+      .def("forward", &forward, py::arg("hidden"), py::arg("lengths"),
+           py::arg("activations") = "float32", py::arg("taps") = TapMap(),
+           py::arg("stop_after_taps") = false, py::arg("out") = py::none(),
+           py::arg("cache") = nullptr, "Hidden states behind the block; None after taps alone.");
+  py::class_<model::Head>(module, "Head", "Final norm, output head, soft cap.")
+      .def(py::init(&make_head), py::arg("linear"), py::arg("norm"), py::arg("norm_eps"),
+           py::arg("softcap") = 0.0f)
+      .def("logits", &logits, py::arg("hidden"), py::arg("activations") = "float32");
+  module.def("embed", &embed, py::arg("table"), py::arg("token_ids"), py::arg("scale") = 1.0f,
+             "Rows of the embedding, scaled, in float32.");
+}
 
 }  // namespace qcore::bind

@@ -10,6 +10,8 @@
 
 namespace qcore::model {
 
+using kernels::Activations;
+
 // Weights are borrowed: `owner` keeps whatever holds the memory alive (a NumPy array, a mapped
 // file).
 struct Linear {
@@ -23,10 +25,14 @@ struct Linear {
   int64_t in_features() const { return packed ? weight.in_features : dense.columns; }
 };
 
-// y (n_tokens, out_features) float32, overwritten. With `activations` bfloat16, x is rounded to
-// bfloat16 before the product; int8 applies to packed weights only (a dense weight then takes
-// bfloat16).
-void apply(const Linear& linear, MatrixView<const float> x, MatrixView<float> y,
-           kernels::Activations activations, Backend backend);
+// y = x · weightᵀ (+ bias).
+//
+//   x  (n_tokens, in_features)   float32 or bfloat16
+//   y  (n_tokens, out_features)  float32, overwritten, must not alias x
+//
+// With `activations` bfloat16, x is rounded to bfloat16 before the product; int8 applies to packed
+// weights only (a dense weight then takes bfloat16). Error bounds: dense_matmul.h, packed_matmul.h.
+void apply(const Linear& linear, const AnyMatrixView& x, MatrixView<float> y,
+           Activations activations, Backend backend);
 
 }  // namespace qcore::model

@@ -1,0 +1,170 @@
+// The first half of a block: residual = hidden + norm(output(attention(norm(hidden)))).
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kernels/attention/attention.h"
+#include "kernels/elementwise/elementwise.h"
+#include "model/pass.h"
+
+namespace qcore::model {
+namespace {
+
+// Where each token stands in its sequence, and cosine and sine of the positions that occur: rows
+// first_position, first_position + 1, …
+struct Angles {
+  std::vector<int64_t> rows;  // for each token, its row of cos and sin
+  std::vector<float> cos;
+  std::vector<float> sin;
+};
+
+Angles angles_of(const Pass& pass) {
+  const ForwardArgs& args = pass.args;
+  const auto start_of = [&](int64_t s) {
+    return args.cache == nullptr ? 0 : args.cache->length(s);
+  };
+  int64_t first = INT64_MAX;
+  int64_t last = 0;
+  for (int64_t s = 0; s < args.n_sequences; ++s) {
+    if (args.lengths[s] == 0) continue;
+    first = std::min(first, start_of(s));
+    last = std::max(last, start_of(s) + args.lengths[s]);
+  }
+  Angles angles;
+  for (int64_t s = 0; s < args.n_sequences; ++s) {
+    for (int64_t i = 0; i < args.lengths[s]; ++i) angles.rows.push_back(start_of(s) + i - first);
+  }
+  for (int64_t position = first; position < last; ++position) {
+    for (const double frequency : pass.spec.inverse_frequencies) {
+      // In float64: at position p a float32 angle would be off by p · 2^-24.
+      const double angle = static_cast<double>(position) * frequency;
+      angles.cos.push_back(static_cast<float>(std::cos(angle) * pass.spec.rotary_factor));
+      angles.sin.push_back(static_cast<float>(std::sin(angle) * pass.spec.rotary_factor));
+    }
+  }
+  return angles;
+}
+
+struct Widths {
+  int64_t query;
+  int64_t key;
+  int64_t all() const { return query + 2 * key; }
+};
+
+Widths widths_of(const BlockSpec& spec) {
+  return {spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim};
+}
+
+// Norms q and k, in place, as the architecture does: head by head, or a whole projection at once.
+void norm_queries_and_keys(const Pass& pass, MatrixView<float> qkv) {
+  const BlockSpec& spec = pass.spec;
+  const Widths widths = widths_of(spec);
+  const auto norm = [&](const NormWeight& weight, int64_t begin, int64_t width) {
+    const int64_t step = spec.qk_norm == QkNorm::kPerHead ? spec.head_dim : width;
+    for (int64_t column = begin; column < begin + width; column += step) {
+      const auto part = columns_of(qkv, column, step);
+      norm_rows(pass, weight, read_only(part), part);
+    }
+  };
+  if (spec.qk_norm == QkNorm::kNone) return;
+  norm(pass.weights.query, 0, widths.query);
+  norm(pass.weights.key, widths.query, widths.key);
+}
+
+void rotate(const Pass& pass, MatrixView<float> qkv) {
+  const BlockSpec& spec = pass.spec;
+  const Angles angles = angles_of(pass);
+  // q and k lie side by side and turn alike.
+  kernels::rotary({qkv.data, qkv.row_stride, qkv.rows, spec.n_heads + spec.n_kv_heads,
+                   spec.head_dim, angles.cos.data(), angles.sin.data(),
+                   static_cast<int64_t>(spec.inverse_frequencies.size()), angles.rows.data()},
+                  pass.backend);
+}
+
+// The sequences' queries, keys and values; new keys and values go into the cache first.
+std::vector<kernels::AttentionSequence> sequences_of(const Pass& pass, MatrixView<float> qkv,
+                                                     MatrixView<float> out) {
+  const Widths widths = widths_of(pass.spec);
+  std::vector<kernels::AttentionSequence> sequences;
+  int64_t row = 0;
+  for (int64_t s = 0; s < pass.args.n_sequences; ++s) {
+    const int64_t n_new = pass.args.lengths[s];
+    kernels::AttentionSequence sequence;
+    sequence.q = qkv.row(row);
+    sequence.k = qkv.row(row) + widths.query;
+    sequence.v = qkv.row(row) + widths.query + widths.key;
+    sequence.out = out.row(row);
+    sequence.n_queries = n_new;
+    sequence.n_keys = n_new;
+    if (KvCache* cache = pass.args.cache; cache != nullptr) {
+      const auto new_rows = columns_of(qkv, widths.query, 2 * widths.key);
+      cache->append(s, read_only(rows_of(new_rows, row, row + n_new)));
+      sequence.k = cache->keys(s);
+      sequence.v = cache->values(s);
+      sequence.n_keys = cache->length(s);
+    }
+    if (n_new > 0) sequences.push_back(sequence);
+    row += n_new;
+  }
+  return sequences;
+}
+
+void attend(const Pass& pass, MatrixView<float> qkv, MatrixView<float> out) {
+  const BlockSpec& spec = pass.spec;
+  const auto sequences = sequences_of(pass, qkv, out);
+  kernels::AttentionArgs args;
+  args.sequences = sequences.data();
+  args.n_sequences = static_cast<int64_t>(sequences.size());
+  args.n_heads = spec.n_heads;
+  args.n_kv_heads = spec.n_kv_heads;
+  args.head_dim = spec.head_dim;
+  args.q_stride = qkv.row_stride;
+  args.kv_stride = pass.args.cache == nullptr ? qkv.row_stride : pass.args.cache->row_stride();
+  args.out_stride = out.row_stride;
+  args.scale = spec.attention_scale;
+  args.softcap = spec.attention_softcap;
+  args.window = spec.window;
+  kernels::attention(args, pass.backend);
+}
+
+LinearInput attention_input(const Pass& pass, int64_t slice) {
+  const NormWeight& norm = pass.weights.attention_input;
+  if (norm.empty()) return {pass, TapPoint::kAttentionInput, slice, pass.args.hidden};
+  return {pass, TapPoint::kAttentionInput, pass.spec.hidden_size, slice,
+          [&pass, &norm](int64_t begin, int64_t end, MatrixView<float> rows) {
+            norm_rows(pass, norm, rows_of(pass.args.hidden, begin, end), rows);
+          }};
+}
+
+}  // namespace
+
+bool attention_half(const Pass& pass) {
+  const Widths widths = widths_of(pass.spec);
+  const int64_t n_tokens = pass.n_tokens();
+  const int64_t slice = slice_rows(widths.all());
+  kernels::AlignedBuffer qkv_space;
+  {
+    LinearInput input = attention_input(pass, slice);
+    if (pass.ends_after(TapPoint::kAttentionInput)) return false;
+    qkv_space = kernels::AlignedBuffer(n_tokens * widths.all() * int64_t{sizeof(float)});
+    const auto qkv = matrix_view(qkv_space.as<float>(), n_tokens, widths.all());
+    for_each_slice(n_tokens, slice, [&](int64_t begin, int64_t end) {
+      apply_side_by_side(pass, pass.weights.query_key_value, input.rows(begin, end),
+                         rows_of(qkv, begin, end));
+    });
+  }
+  const auto qkv = matrix_view(qkv_space.as<float>(), n_tokens, widths.all());
+  norm_queries_and_keys(pass, qkv);
+  rotate(pass, qkv);
+  const kernels::AlignedBuffer out_space(n_tokens * widths.query * int64_t{sizeof(float)});
+  const auto out = matrix_view(out_space.as<float>(), n_tokens, widths.query);
+  attend(pass, qkv, out);
+  qkv_space = {};
+  LinearInput output(pass, TapPoint::kAttentionOutput, slice, read_only(out));
+  if (pass.ends_after(TapPoint::kAttentionOutput)) return false;
+  add_to_residual(pass, pass.weights.output, pass.weights.attention_output, output,
+                  pass.args.hidden, slice);
+  return true;
+}
+
+}  // namespace qcore::model
