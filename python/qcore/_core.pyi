@@ -1,6 +1,6 @@
 """Types of the compiled module: csrc/bind. Private; the public face is the rest of this package."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,3 +169,57 @@ def search_awq_scales(
     signed_scales: bool = True,
     scale_dtype: str = "float16",
 ) -> dict[str, Any]: ...
+
+# model: a decoder, block by block
+class Linear:
+    def __init__(self, weight: AnyArray | PackedWeight, bias: Float32 | None = None) -> None: ...
+
+class BlockSpec:
+    hidden_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    norm_eps: float
+    attention_scale: float
+    attention_softcap: float
+    window: int
+    inverse_frequencies: list[float]
+    rotary_factor: float
+    def __init__(self) -> None: ...
+    def set_qk_norm(self, name: str) -> None: ...
+    def set_activation(self, name: str) -> None: ...
+
+class KvCache:
+    def __init__(self, n_sequences: int, width: int) -> None: ...
+    @property
+    def lengths(self) -> list[int]: ...
+
+class DecoderBlock:
+    def __init__(
+        self,
+        spec: BlockSpec,
+        query_key_value: list[Linear],
+        output: Linear,
+        gate_up: list[Linear],
+        down: Linear,
+        norms: dict[str, Float32],
+    ) -> None: ...
+    def forward(
+        self,
+        hidden: Float32,
+        lengths: npt.NDArray[np.int64],
+        activations: str = "float32",
+        taps: dict[str, Callable[[npt.NDArray[Any]], None]] = ...,
+        stop_after_taps: bool = False,
+        out: Float32 | None = None,
+        cache: KvCache | None = None,
+    ) -> Float32 | None: ...
+
+class Head:
+    def __init__(
+        self, linear: Linear, norm: Float32, norm_eps: float, softcap: float = 0.0
+    ) -> None: ...
+    def logits(self, hidden: Float32, activations: str = "float32") -> Float32: ...
+
+def embed(table: AnyArray, token_ids: npt.NDArray[np.int64], scale: float = 1.0) -> Float32: ...

@@ -1,0 +1,182 @@
+"""One decoder block that runs: the weights of a BlockPlan behind the compiled core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from qcore import _core
+from qcore.checkpoint.architectures import BlockPlan, NormPlan
+from qcore.errors import ArgumentError
+from qcore.spec import Array, Float32Array, QuantizedLinear
+
+Weight: TypeAlias = Array | QuantizedLinear
+Activations: TypeAlias = Literal["float32", "bfloat16", "int8"]
+TapFunction: TypeAlias = Callable[[Array], None]
+
+
+class Block:
+    """A decoder block with dense or packed weights.
+
+    Args:
+        plan: shapes and names.
+        weights: layer name -> dense weight (float32, float16, bfloat16; not copied) or quantized
+            layer (packed for the kernels).
+        vectors: full tensor name -> norm weight or bias, as stored.
+    """
+
+    def __init__(
+        self, plan: BlockPlan, weights: Mapping[str, Weight], vectors: Mapping[str, Array]
+    ) -> None:
+        self.plan = plan
+        self.vectors: dict[str, Array] = dict(vectors)
+        self._weights = {name: _kernel_form(weight) for name, weight in weights.items()}
+        self._core = self._built()
+
+    def weight(self, layer: str) -> Array:
+        """The dense weight of a layer as stored, (out_features, in_features).
+
+        Raises:
+            ArgumentError: no such layer, or it is quantized.
+        """
+        weight = self._weights.get(layer)
+        if weight is None or isinstance(weight, _core.PackedWeight):
+            what = "no layer of this block" if weight is None else "quantized"
+            raise ArgumentError(
+                f"{layer} is {what}.",
+                where=self.plan.prefix,
+                remedy="Use one of block.plan.linears; Artifact.dequantize gives quantized ones.",
+            )
+        return weight
+
+    def replaced(
+        self, weights: Mapping[str, Weight], vectors: Mapping[str, Array] | None = None
+    ) -> Block:
+        """A block with some weights, norms or biases replaced; the rest is shared with this one."""
+        unknown = [
+            *(name for name in weights if name not in self._weights),
+            *(name for name in vectors or () if name not in self.vectors),
+        ]
+        if unknown:
+            raise ArgumentError(f"{', '.join(unknown)}: not in block {self.plan.prefix}.")
+        other = Block.__new__(Block)
+        other.plan = self.plan
+        other.vectors = {**self.vectors, **(vectors or {})}
+        other._weights = {
+            **self._weights,
+            **{name: _kernel_form(weight) for name, weight in weights.items()},
+        }
+        other._core = other._built()
+        return other
+
+    def forward(
+        self,
+        hidden: Float32Array,
+        lengths: Sequence[int],
+        *,
+        activations: str = "bfloat16",
+        taps: Mapping[str, TapFunction] | None = None,
+        stop_after_taps: bool = False,
+        out: Float32Array | None = None,
+        cache: _core.KvCache | None = None,
+    ) -> Float32Array | None:
+        """Runs the block over many sequences at once.
+
+        Args:
+            hidden: (n_tokens, hidden_size) float32, the sequences one after the other.
+            lengths: tokens of each sequence; the sum is n_tokens.
+            activations: what the inputs of linears are rounded to: "float32" (not at all),
+                "bfloat16", or "int8" inside packed layers (dense ones then take bfloat16). The
+                residual stream is float32 always.
+            taps: "attention_input", "attention_output", "mlp_input", "mlp_hidden" -> function that
+                is handed the input of these linears, (n_tokens, in_features), read-only float32 or
+                ml_dtypes.bfloat16, valid during the call.
+            stop_after_taps: compute nothing behind the last tap.
+            out: receives the result; may be `hidden`.
+            cache: the tokens continue the sequences it holds, and are added to it.
+
+        Returns:
+            (n_tokens, hidden_size) float32; None with `stop_after_taps`.
+        """
+        return self._core.forward(
+            hidden,
+            np.asarray(lengths, dtype=np.int64),
+            activations=activations,
+            taps=dict(taps or {}),
+            stop_after_taps=stop_after_taps,
+            out=out,
+            cache=cache,
+        )
+
+    def new_cache(self, n_sequences: int = 1) -> _core.KvCache:
+        """An empty cache of keys and values for this block."""
+        return _core.KvCache(n_sequences, self.plan.n_kv_heads * self.plan.head_dim)
+
+    def _built(self) -> _core.DecoderBlock:
+        plan = self.plan
+        missing = [
+            *(linear.name for linear in plan.linears if linear.name not in self._weights),
+            *(norm.name for norm in plan.norms.values() if norm.name not in self.vectors),
+        ]
+        if missing:
+            raise ArgumentError(f"Block {plan.prefix}: {', '.join(missing)} missing.")
+        linears: dict[str, list[_core.Linear]] = {}
+        for linear in plan.linears:
+            bias = self.vectors[f"{linear.name}.bias"] if linear.bias else None
+            linears.setdefault(linear.tap, []).append(
+                _core.Linear(
+                    self._weights[linear.name], None if bias is None else _contiguous(bias)
+                )
+            )
+        norms = {role: self._gain(norm) for role, norm in plan.norms.items()}
+        return _core.DecoderBlock(
+            _spec_of(plan),
+            linears["attention_input"],
+            linears["attention_output"][0],
+            linears["mlp_input"],
+            linears["mlp_hidden"][0],
+            norms,
+        )
+
+    def _gain(self, norm: NormPlan) -> Float32Array:
+        return gain_of(norm, self.vectors[norm.name])
+
+    def __repr__(self) -> str:
+        packed = sum(isinstance(w, _core.PackedWeight) for w in self._weights.values())
+        return f"Block({self.plan.prefix}, {packed} of {len(self._weights)} layers packed)"
+
+
+def gain_of(norm: NormPlan, stored: Array) -> Float32Array:
+    """What a norm multiplies by, in float32."""
+    gain = _contiguous(stored)
+    return gain + np.float32(1.0) if norm.plus_one else gain
+
+
+def _contiguous(vector: Array) -> Float32Array:
+    return np.ascontiguousarray(vector, dtype=np.float32)
+
+
+def _kernel_form(weight: Weight | _core.PackedWeight) -> Array | _core.PackedWeight:
+    """Dense weights as they are (copied only if a file put them at an odd address)."""
+    if isinstance(weight, QuantizedLinear):
+        return _core.PackedWeight(
+            weight.codes, weight.scales, weight.zeros, weight.spec.bits, weight.group_size
+        )
+    if isinstance(weight, _core.PackedWeight) or weight.flags.aligned:
+        return weight
+    return weight.copy()
+
+
+def _spec_of(plan: BlockPlan) -> _core.BlockSpec:
+    spec = _core.BlockSpec()
+    for name in (
+        *("hidden_size", "n_heads", "n_kv_heads", "head_dim", "intermediate_size", "norm_eps"),
+        *("attention_scale", "attention_softcap", "window", "rotary_factor"),
+    ):
+        setattr(spec, name, getattr(plan, name))
+    spec.inverse_frequencies = list(plan.inverse_frequencies)
+    spec.set_qk_norm(plan.qk_norm)
+    spec.set_activation(plan.activation)
+    return spec
