@@ -135,9 +135,8 @@ def lines_of(model: Model, data: dict[str, Any], *, layers: bool) -> list[str]:
                 if layer["name"].startswith(f"{group['name']}.")
             ]  # fmt: skip
     rows.append(_row({**data, "name": "all"}, None))
-    if not any(row[4] for row in rows[1:]):
-        rows = [row[:4] for row in rows]
-    lines += table(rows, right=(1, 2, 3, 4))
+    with_losses = any(row[4] for row in rows[1:])
+    lines += table([row if with_losses else row[:4] for row in rows], right=(1, 2, 3, 4))
     if data["record"]:
         lines += ["", *record_lines(data)]
     if "tensors" in data:
