@@ -95,8 +95,10 @@ def machine() -> str:
     )
 
 
-def row(label: str, times: Times, flops: float, nbytes: float, beside: Times | None) -> str:
-    """One line of a table; flops and nbytes are of one run."""
+def row(
+    label: str, times: Times, flops: float, nbytes: float, beside: Times | None, name: str = "BLAS"
+) -> str:
+    """One line of a table; flops and nbytes are of one run, `name` is what `beside` timed."""
     low, high = times.spread()
     text = (
         f"{label:<46} {times.median * 1e3:9.3f} ms [{low * 1e3:8.3f} {high * 1e3:8.3f}]"
@@ -104,5 +106,5 @@ def row(label: str, times: Times, flops: float, nbytes: float, beside: Times | N
     )
     if beside is not None:
         a, b, c = times.ratio_to(beside)
-        text += f"   {b:5.2f} x BLAS [{a:.2f} {c:.2f}]"
+        text += f"   {b:5.2f} x {name} [{a:.2f} {c:.2f}]"
     return text

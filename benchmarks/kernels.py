@@ -1,10 +1,11 @@
-"""Matrix products at the shapes of real models, beside NumPy's BLAS in float32.
+"""Kernels at the shapes of real models, beside NumPy and its BLAS.
 
     OPENBLAS_NUM_THREADS=2 python -m benchmarks.kernels [--only NAME] [--threads N] [--runs N]
 
 FLOP = 2 · M · N · K. Bytes = the weight once, x once, y once. Many rows are timed warm; up to 16 rows cold: each run
 takes the next of several copies of the weight, together 128 MiB or more, as decoding does. BLAS gets the same weight in
-float32. Every result is checked against float64 before it is timed.
+float32. What gram, attention and compare_logits are compared with is said in activations.py. Every result is checked
+against float64 before it is timed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from benchmarks import activations
 from benchmarks.harness import MIN_RUNS, interleaved, machine, n_copies, rotating, row
 from qcore import _core
 
@@ -139,19 +141,30 @@ def bench_packed(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", choices=["dense", "packed"], help="one kernel")
+    parser.add_argument(
+        "--only", choices=["dense", "packed", "gram", "attention", "logits"], help="one kernel"
+    )
     parser.add_argument("--threads", type=int, default=_core.num_threads())
     parser.add_argument("--runs", type=int, default=MIN_RUNS)
     options = parser.parse_args()
     _core.set_threads(options.threads)
     rng = np.random.default_rng(0)
     print(machine())
-    if options.only != "packed":
+    chosen = {options.only} if options.only else {"dense", "packed", "gram", "attention", "logits"}
+    if "dense" in chosen:
         for shape in DENSE:
             print(*bench_dense(shape, options.runs, rng), sep="\n", flush=True)
-    if options.only != "dense":
+    if "packed" in chosen:
         for shape, group_size in PACKED:
             print(*bench_packed(shape, group_size, options.runs, rng), sep="\n", flush=True)
+    if "gram" in chosen:
+        for n_tokens, K in activations.GRAM:
+            print(*activations.bench_gram(n_tokens, K, options.runs, rng), sep="\n", flush=True)
+    if "attention" in chosen:
+        for case in activations.ATTENTION:
+            print(*activations.bench_attention(case, options.runs, rng), sep="\n", flush=True)
+    if "logits" in chosen:
+        print(*activations.bench_logits(*activations.LOGITS, options.runs, rng), sep="\n")
 
 
 if __name__ == "__main__":
