@@ -43,8 +43,8 @@ struct AttentionArgs {
 };
 
 // A query's result depends on its sequence alone: not on threads, not on other sequences, not on
-// how many queries of its sequence are in the call. Throws ArgumentError for head counts that do not
-// divide, head_dim above 512 and sequences of 2^24 keys or more.
+// how many queries of its sequence are in the call. Throws ArgumentError for head counts that do
+// not divide, head_dim above 512 and sequences of 2^24 keys or more.
 void attention(const AttentionArgs& args, Backend backend);
 Backend attention_backend(Backend wanted);
 

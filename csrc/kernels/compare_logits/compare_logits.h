@@ -18,8 +18,8 @@ namespace qcore::kernels {
 //                         else 0 (uint8)
 //   base_top_probability  max p
 //
-// With e = 2^-51 + 2^-53 · (vocabulary + 12), R the largest |logit - maximum| of the row: |error| <=
-// 2e + 2^-51 · R for an nll, 2e · (2 + R) for kl. A NaN in a row makes its results NaN.
+// With e = 2^-51 + 2^-53 · (vocabulary + 12), R the largest |logit - maximum| of the row: |error|
+// <= 2e + 2^-51 · R for an nll, 2e · (2 + R) for kl. A NaN in a row makes its results NaN.
 struct CompareLogitsArgs {
   const float* base = nullptr;
   const float* other = nullptr;

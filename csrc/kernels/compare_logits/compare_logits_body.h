@@ -1,6 +1,7 @@
 // One row of compare_logits over the lanes of one instruction set. Included after lanes_exp.h.
 //
-// With a = base - max(base), b = other - max(other) in float64: A = Σ e^a, B = Σ e^b, D = Σ e^a · (a
+// With a = base - max(base), b = other - max(other) in float64: A = Σ e^a, B = Σ e^b, D = Σ e^a ·
+// (a
 // - b); nll = log A - a[target], kl = D / A - log A + log B. Every term of A and D carries the same
 // factor e^a, so its error moves the weights of a mean, not the two sides of a difference apart.
 #pragma once

@@ -47,8 +47,8 @@ void rotary(const RotaryArgs& args, Backend backend);
 enum class Activation : int { kSilu = 0, kGeluTanh = 1, kGelu = 2 };
 
 // out = activation(gate) · up, element by element, float32. out may be gate. |error| <= 2^-24 ·
-// (8 + 5 |t|) · |out|, t the argument of the exponential (silu: counted as 0), plus 2^-126 · |gate ·
-// up| where the exponential leaves the range.
+// (8 + 5 |t|) · |out|, t the argument of the exponential (silu: counted as 0), plus 2^-126 · |gate
+// · up| where the exponential leaves the range.
 struct GatedActivationArgs {
   const float* gate = nullptr;
   int64_t gate_stride = 0;

@@ -14,8 +14,8 @@ namespace qcore::kernels {
 //
 // T is one chunk: its sum is taken in float32 (bfloat16 products are exact), then scaled and added
 // in float64: |error| <= factor · (B + T / B + 3) · 2^-24 · Σ_t |x_ti x_tj|, B = 192 tokens
-// (bfloat16) or 96 (float32). vdpbf16ps (avx512, bfloat16) takes subnormal numbers for zero. Parallel over tiles of gram, never over tokens: the bits do not depend on the number
-// of threads.
+// (bfloat16) or 96 (float32). vdpbf16ps (avx512, bfloat16) takes subnormal numbers for zero.
+// Parallel over tiles of gram, never over tokens: the bits do not depend on the number of threads.
 struct GramArgs {
   const void* x = nullptr;
   Dtype dtype = Dtype::kFloat32;
