@@ -62,7 +62,6 @@ def as_array(value: Any, name: str) -> Array:
     except TypeError as error:
         raise DtypeError(
             f"{name} is {type(value).__name__}, not an array.",
-            where=name,
             found=type(value).__name__,
             remedy="Pass a NumPy array, or anything with __dlpack__ or a buffer.",
         ) from error
@@ -84,7 +83,6 @@ def as_float_matrix(value: Any, name: str, columns: int | None = None) -> Array:
         raise DtypeError(
             f"{name} is {array.dtype}.",
             code="DTYPE_UNSUPPORTED",
-            where=name,
             found=str(array.dtype),
             needed="float32, float16 or bfloat16",
             remedy=f"Pass np.ascontiguousarray({name}, dtype=np.float32).",
@@ -94,14 +92,12 @@ def as_float_matrix(value: Any, name: str, columns: int | None = None) -> Array:
         raise ArgumentError(
             f"{name} has shape {array.shape}, not {needed}.",
             code="SHAPE",
-            where=name,
             found=array.shape,
             needed=needed,
         )
     if array.size and not array.flags.c_contiguous:
         raise DtypeError(
             f"{name} is not C-contiguous.",
-            where=name,
             found=f"strides {array.strides}",
             remedy=f"Pass np.ascontiguousarray({name}).",
         )
@@ -119,7 +115,6 @@ def _require_cpu(value: Any, name: str) -> None:
     if int(device[0]) != _CPU:
         raise DeviceError(
             f"{name} is on device {int(device[0])}:{int(device[1])}, not in CPU memory.",
-            where=name,
             remedy=f"Copy it to the CPU first, for example {name}.cpu().",
         )
 
@@ -143,4 +138,5 @@ def _bfloat16_array(value: Any) -> Array | None:
     memory.owner = capsule  # unconsumed, the capsule frees the tensor when the last view goes
     steps = tuple(stride * ctypes.sizeof(ctypes.c_uint16) for stride in strides)
     words: Array = np.ndarray(shape, np.uint16, buffer=memory, strides=steps)
-    return words.view(ml_dtypes.bfloat16)
+    view: Array = words.view(ml_dtypes.bfloat16)
+    return view

@@ -63,7 +63,7 @@ class Hessian:
             self._core.update(rows, weights)
         except NumericalError as error:
             code = "ACTIVATION_NAN" if "NaN" in error.message else "ACTIVATION_INF"
-            raise NumericalError(error.message, code=code, where="x") from error
+            raise NumericalError(error.message, code=code) from error
 
     def hessian(self) -> Float64Array:
         """(in_features, in_features) float64, both triangles.
@@ -289,13 +289,11 @@ def _hessian_matrix(hessian: Hessian | Array, in_features: int) -> Float64Array:
         raise ArgumentError(
             f"hessian has shape {matrix.shape}, not ({in_features}, {in_features}).",
             code="SHAPE",
-            where="hessian",
             found=matrix.shape,
         )
     if matrix.dtype != np.float64:
         raise DtypeError(
             f"hessian is {matrix.dtype}, not float64.",
-            where="hessian",
             found=str(matrix.dtype),
             remedy="Pass np.ascontiguousarray(hessian, dtype=np.float64).",
         )

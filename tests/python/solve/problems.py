@@ -1,0 +1,23 @@
+"""Weights and statistics that the tests of the solvers share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def weights_f16(rng: np.random.Generator, N: int, K: int) -> np.ndarray:
+    """Weights that float16 holds: quotients by float16 scales cannot fall beside a tie, so plain rounding must
+    agree with float64 code by code."""
+    return (0.02 * rng.standard_normal((N, K))).astype(np.float16).astype(np.float32)
+
+
+def correlated_hessian(rng: np.random.Generator, K: int, n_tokens: int | None = None) -> np.ndarray:
+    """Second moments of correlated channels of unequal size, as activations have them."""
+    T = n_tokens or 3 * K
+    mix = np.eye(K) + 0.5 * rng.standard_normal((K, K)) / np.sqrt(K)
+    x = (rng.standard_normal((T, K)) * np.exp(0.7 * rng.standard_normal(K))) @ mix
+    return 2.0 / T * (x.T @ x)
+
+
+def same_bytes(a: tuple, b: tuple) -> bool:
+    return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))

@@ -1,0 +1,251 @@
+"""The factor, GPTQ and the layer loss: against classic GPTQ in float64, and what must hold for any input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from backends import backends_of, forced_backend, forced_threads
+from oracle import gptq as oracle
+from oracle.grid import Spec
+from oracle.rtn import dequantize
+from problems import correlated_hessian, same_bytes, weights_f16
+
+from qcore import _core
+from qcore.errors import ArgumentError, NumericalError
+
+BACKENDS = backends_of("column_loop")
+SPECS = [
+    Spec(bits, g, symmetric)
+    for bits in (2, 3, 4, 8)
+    for g in (16, 96)
+    for symmetric in (False, True)
+]
+
+
+def factor(hessian, group_size, **options):
+    return _core.factor_hessian(hessian, group_size=group_size, **options)
+
+
+def relative(result, weight, hessian):
+    error, signal = _core.layer_loss(weight, *result, hessian)
+    return error / signal
+
+
+@pytest.mark.parametrize("K", [1, 7, 16, 63, 64, 65, 96, 130, 257])
+@pytest.mark.parametrize("order", ["none", "group"])
+def test_r_times_its_transpose_is_the_damped_hessian(K, order, rng):
+    hessian = correlated_hessian(rng, K)
+    found = factor(hessian, K, damp_ratio=0.03, order=order)
+    p = np.array(found.permutation)
+    r = found.r.astype(np.float64)
+    assert (r == np.triu(r)).all()
+    expected = oracle.damped(hessian, 0.03)[np.ix_(p, p)]
+    unit = 2.0 ** -np.floor(np.log2(np.diag(hessian).mean()))  # the factor is of H · 2^-e
+    bound = 2 * 2.0**-24 * np.linalg.norm(r, axis=1)
+    bound = bound[:, None] * np.linalg.norm(r, axis=1)  # R is rounded to float32 once
+    assert (np.abs(r @ r.T - expected * unit) <= bound).all()
+
+
+def test_groups_and_columns_are_visited_by_decreasing_diagonal(rng):
+    hessian = correlated_hessian(rng, 96)
+    found = factor(hessian, 16)
+    assert found.permutation == oracle.group_order(np.diag(hessian), 16).tolist()
+    assert factor(np.eye(8), 4).permutation == list(range(8))  # ties by index
+    assert factor(hessian, 16, order="none").permutation == list(range(96))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("scales", ["minmax", "search"])
+def test_codes_equal_classic_gptq_but_for_counted_ties(spec, scales, rng):
+    """A row takes another way after its first tie: in float32 a target within 1e-4 steps of one may
+    fall to the other side, and two candidates or two float16 scales may tie. So rows are counted, and
+    the losses compared."""
+    N, K = 12, 96
+    weight, hessian = weights_f16(rng, N, K), correlated_hessian(rng, K)
+    for order in ("none", "group"):
+        ours = _core.gptq(
+            weight, factor(hessian, spec.group_size, order=order), **spec.arguments, scales=scales
+        )
+        *theirs, _ = oracle.gptq(weight, hessian, spec, order=order, scales=scales)
+        equal = (ours[0] == theirs[0]).all(axis=1) & (ours[1] == theirs[1]).all(axis=1)
+        assert equal.sum() >= N - 2
+        a, b = (oracle.loss(weight, dequantize(*r), hessian) for r in (ours, theirs))
+        assert abs(a - b) <= 0.25 * b * (N - equal.sum()) / N + 1e-9 * b
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_a_diagonal_hessian_gives_plain_and_weighted_rounding(spec, rng):
+    weight = weights_f16(rng, 20, 96)
+    diagonal = np.exp(rng.standard_normal(96))
+    hessian = np.diag(diagonal)
+    damp = 0.03 * diagonal.mean()
+    for order in ("none", "group"):
+        plain = _core.gptq(
+            weight,
+            factor(hessian, spec.group_size, order=order),
+            **spec.arguments,
+            scales="minmax",
+        )
+        assert same_bytes(plain, _core.rtn(weight, **spec.arguments))
+    searched = _core.gptq(weight, factor(hessian, spec.group_size, order="none"), **spec.arguments)
+    weighted = _core.rtn_weighted(weight, diagonal + damp, **spec.arguments)
+    # R_jj² in float32 is H_jj + λ but for two roundings: a candidate may win another tie, no more.
+    assert np.mean(searched[1] == weighted[1]) >= 1 - 1 / searched[1].size
+
+
+def test_endless_damping_gives_plain_rounding(rng):
+    weight, hessian, spec = weights_f16(rng, 20, 96), correlated_hessian(rng, 96), Spec(4, 32)
+    found = _core.gptq(
+        weight, factor(hessian, 32, damp_ratio=1e12), **spec.arguments, scales="minmax"
+    )
+    assert same_bytes(found, _core.rtn(weight, **spec.arguments))
+
+
+def test_permuted_rows_give_permuted_rows(rng):
+    weight, hessian, spec = weights_f16(rng, 37, 96), correlated_hessian(rng, 96), Spec(3, 32)
+    order = rng.permutation(37)
+    prepared = factor(hessian, 32)
+    straight = _core.gptq(weight, prepared, **spec.arguments)
+    permuted = _core.gptq(weight[order].copy(), prepared, **spec.arguments)
+    assert same_bytes(tuple(a[order] for a in straight), permuted)
+
+
+@pytest.mark.parametrize("exponent", [-600, -70, 1, 70, 600])
+def test_a_power_of_two_on_the_hessian_changes_no_byte(exponent, rng):
+    weight, hessian, spec = weights_f16(rng, 16, 96), correlated_hessian(rng, 96), Spec(4, 32)
+    expected = _core.gptq(weight, factor(hessian, 32), **spec.arguments)
+    scaled = factor(hessian * 2.0**exponent, 32)
+    assert same_bytes(_core.gptq(weight, scaled, **spec.arguments), expected)
+
+
+@pytest.mark.parametrize("group_size", [16, 48, 192])
+def test_block_size_changes_no_byte(group_size, rng):
+    weight, hessian = weights_f16(rng, 16, 192), correlated_hessian(rng, 192)
+    spec = Spec(4, group_size)
+    prepared = factor(hessian, group_size)
+    expected = _core.gptq(weight, prepared, **spec.arguments, block_size=128)
+    for block_size in (1, 7, 64, 1000):
+        found = _core.gptq(weight, prepared, **spec.arguments, block_size=block_size)
+        assert same_bytes(found, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_bytes_depend_on_neither_backend_nor_threads(backend, threads, rng):
+    K = 192
+    hessian, weight = correlated_hessian(rng, K), weights_f16(rng, 70, K)
+    for spec in (Spec(4, 64), Spec(3, K, True), Spec(8, 12, True, False, "bfloat16"), Spec(2, 96)):
+
+        def run(spec=spec):
+            prepared = factor(hessian, spec.group_size)
+            codes = _core.gptq(weight, prepared, **spec.arguments)
+            loss = np.array(_core.layer_loss(weight, *codes, hessian))
+            return (prepared.r, *codes, loss)
+
+        with forced_backend("ref"), forced_threads(1):
+            expected = run()
+        with forced_backend(backend), forced_threads(threads):
+            for kernel in ("column_loop", "rank_update", "quadratic_form"):
+                assert _core.kernel_backend(kernel) == backend
+            assert same_bytes(run(), expected)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_each_refinement_lowers_the_loss(symmetric, rng):
+    """Not a theorem, GPTQ is greedy: but on correlated channels the ranking is far from close."""
+    weight, hessian = weights_f16(rng, 64, 128), correlated_hessian(rng, 128)
+    spec = Spec(4, 32, symmetric)
+    prepared = factor(hessian, 32)
+    rounded = relative(_core.rtn(weight, **spec.arguments), weight, hessian)
+    minmax = relative(
+        _core.gptq(weight, prepared, **spec.arguments, scales="minmax"), weight, hessian
+    )
+    searched = relative(_core.gptq(weight, prepared, **spec.arguments), weight, hessian)
+    assert searched < minmax < rounded
+
+
+def test_a_fine_grid_leaves_almost_nothing(rng):
+    weight, hessian = weights_f16(rng, 16, 96), correlated_hessian(rng, 96)
+    spec = Spec(8, 16, scale_dtype="float32")
+    found = _core.gptq(weight, factor(hessian, 16), **spec.arguments)
+    assert relative(found, weight, hessian) <= 1e-5  # a step is range / 255: (1/255)² / 12 of it
+
+
+@pytest.mark.parametrize(("N", "K"), [(0, 8), (1, 1), (17, 65), (40, 96)])
+def test_layer_loss_is_the_trace(N, K, rng):
+    weight, hessian = weights_f16(rng, N, K), correlated_hessian(rng, K)
+    codes = _core.rtn(weight, **Spec(4, K).arguments)
+    error, signal = _core.layer_loss(weight, *codes, hessian)
+    out = _core.dequantize(*codes).astype(np.float64)
+    for found, d in ((error, weight - out), (signal, weight.astype(np.float64))):
+        bound = 4 * K * 2.0**-53 * np.trace(np.abs(d) @ np.abs(hessian) @ np.abs(d).T)
+        assert abs(found - np.trace(d @ hessian @ d.T)) <= bound
+
+
+def test_dead_channels_are_counted_and_rounded_plainly(rng):
+    weight, hessian, spec = weights_f16(rng, 16, 64), correlated_hessian(rng, 64), Spec(4, 16)
+    dead = [3, 20, 21]
+    hessian[dead] = 0.0
+    hessian[:, dead] = 0.0
+    prepared = factor(hessian, 16)
+    assert prepared.dead_columns == 3
+    codes, scales, zeros = _core.gptq(weight, prepared, **spec.arguments)
+    for column in dead:
+        group = column // 16
+        steps = np.rint(weight[:, column] / scales[:, group])
+        expected = np.clip(steps + zeros[:, group], 0, 15)
+        assert (codes[:, column] == expected).all()
+
+
+def test_a_hessian_that_is_not_positive_climbs_the_ladder(rng):
+    low = rng.standard_normal((48, 4))
+    hessian = low @ low.T
+    hessian -= 0.15 * np.diag(hessian).mean() * np.eye(48)  # eigenvalues down to -0.15 of the mean
+    hessian *= 1.0
+    prepared = factor(hessian, 16, damp_ratio=0.03)
+    assert not prepared.failed
+    assert prepared.damp_tried == [0.03, 0.05, 0.1, 0.2]
+    assert factor(hessian, 16, damp_ratio=0.2).damp_tried == [0.2]
+
+
+def test_a_failed_ladder_is_flagged_and_gptq_refuses_it():
+    hessian = np.array([[1.0, 3.0], [3.0, 1.0]])  # eigenvalues 4 and -2
+    prepared = factor(hessian, 2)
+    assert prepared.failed
+    assert prepared.damp_tried == [0.03, 0.05, 0.1, 0.2, 0.5, 1.0]
+    with pytest.raises(ArgumentError, match="the factor failed"):
+        _core.gptq(np.ones((1, 2), np.float32), prepared, **Spec(4, 2).arguments)
+    assert factor(np.zeros((4, 4)), 4).failed
+
+
+@pytest.mark.parametrize(("bad", "code"), [(np.nan, "HESSIAN_NAN"), (np.inf, "HESSIAN_INF")])
+def test_refuses_statistics_that_are_not_finite(bad, code):
+    hessian = np.eye(4)
+    hessian[1, 2] = bad
+    with pytest.raises(NumericalError, match="row 1, column 2") as caught:
+        factor(hessian, 4)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"group_size": 3}, "group_size 3 does not divide in_features 4"),
+        ({"group_size": 4, "damp_ratio": -0.1}, "damp_ratio is -0.1"),
+        ({"group_size": 4, "damp_ratio": np.nan}, "damp_ratio is nan"),
+        ({"group_size": 4, "order": "desc"}, 'order is "desc"'),
+    ],
+)
+def test_rejects_options_that_mean_nothing(options, match):
+    with pytest.raises(ArgumentError, match=match):
+        _core.factor_hessian(np.eye(4), **options)
+
+
+def test_rejects_a_factor_of_another_group_size_or_width():
+    prepared = factor(np.eye(8), 4)
+    with pytest.raises(ArgumentError, match="made for group_size 4, not 8"):
+        _core.gptq(np.ones((1, 8), np.float32), prepared, **Spec(4, 8).arguments)
+    with pytest.raises(ArgumentError, match=r"weight has shape \(1, 4\)"):
+        _core.gptq(np.ones((1, 4), np.float32), prepared, **Spec(4, 4).arguments)
+    with pytest.raises(ArgumentError, match='scales is "best"'):
+        _core.gptq(np.ones((1, 8), np.float32), prepared, **Spec(4, 4).arguments, scales="best")
