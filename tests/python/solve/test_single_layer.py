@@ -14,6 +14,7 @@ from qcore import _core
 from qcore.arrays import as_array
 from qcore.errors import (
     ArgumentError,
+    CalibrationError,
     DeviceError,
     DtypeError,
     NumericalError,
@@ -180,7 +181,7 @@ def test_scales_at_the_bottom_of_their_type_are_named():
 
 def test_statistics_say_what_they_have_seen(hessian):
     assert repr(hessian) == "Hessian(64 channels, 300 tokens, 4.69 a channel)"
-    with pytest.raises(NumericalError, match="has seen no token") as caught:
+    with pytest.raises(CalibrationError, match="has seen no token") as caught:
         qc.Hessian(8).hessian()
     assert caught.value.code == "CALIB_NO_TOKENS"
     x = np.ones((2, 8), np.float32)
