@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hostile_files import CONFIG, SHAPES, Attempt, model, weights
 
 from qcore.checkpoint import Tokenizer, open_checkpoint
+from qcore.checkpoint.architectures import plan_of
+from qcore.checkpoint.tensor_check import check_tensors
 from qcore.checkpoint.tokenizer_json import check_tokenizer_json
 
 
@@ -21,10 +22,9 @@ def planned(folder: Path) -> Callable[[], object]:
     """Open a folder and check its tensors against the plan of its architecture."""
 
     def run() -> object:
-        table = pytest.importorskip("qcore.checkpoint.architectures")
         checkpoint = open_checkpoint(folder)
-        plan = table.plan_of(checkpoint.config)
-        table.check_tensors(plan, checkpoint)
+        plan = plan_of(checkpoint.config)
+        check_tensors(plan, checkpoint)
         return plan
 
     return run

@@ -20,7 +20,9 @@ import cf_cases
 import en_cases
 import gg_cases
 import ix_cases
+import nu_cases
 import pytest
+import qz_cases
 import rc_cases
 import st_cases
 from hostile_files import Attempt, model
@@ -38,7 +40,9 @@ MODULES: tuple[ModuleType, ...] = (
     rc_cases,
     cb_cases,
     gg_cases,
+    nu_cases,
     en_cases,
+    qz_cases,
 )
 BUILT = {row: case for row, case in CASES.items() if "build" in case}
 RUN = "import sys; from qcore.cli import main; sys.exit(main())"

@@ -77,7 +77,6 @@ def test_every_code_given_to_an_exception_is_in_the_catalogue() -> None:
 
 
 def test_every_entry_is_used() -> None:
-    pytest.importorskip("qcore.checkpoint.architectures")
     used = {text for path in sources() for text in strings(path)}
     assert set(CATALOGUE) <= used, f"not used: {sorted(set(CATALOGUE) - used)}"
 

@@ -1,0 +1,72 @@
+"""Builders of models and recipes that the whole pass has to refuse."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+from hostile_files import CONFIG, SHAPES, Attempt, model, weights
+
+from qcore.model import open_model
+from qcore.quantize import quantize
+from qcore.recipe import Recipe
+
+# Wide enough for groups of 32.
+WIDE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "head_dim": 16}
+
+
+def wide_shapes() -> dict[str, list[int]]:
+    """The tensors of the wide model: every 8 becomes 32 but the vocabulary, 16 becomes 64, 4 becomes 16."""
+    wider = {8: 32, 16: 64, 4: 16}
+    shapes = {name: [wider[size] for size in shape] for name, shape in SHAPES.items()}
+    shapes["model.embed_tokens.weight"] = [8, 32]
+    return shapes
+
+
+def quantizing(tmp: Path, folder: Path, **recipe: Any) -> Attempt:
+    """Quantize by plain rounding; the folder of the output must not appear."""
+    settings = Recipe.from_dict({"method": "rtn", "group_size": 32, **recipe})
+
+    def run() -> None:
+        quantize(open_model(folder), settings, out=tmp / "out", progress="none")
+
+    return Attempt(run, limit_s=5.0)
+
+
+def wide(folder: Path, damage: float | None = None) -> Path:
+    """The wide model, with one weight of its last MLP layer replaced."""
+    raw = bytearray(weights(wide_shapes(), fill=0.01))
+    if damage is not None:
+        raw[-4 * 5 : -4 * 4] = struct.pack("<f", damage)
+    return model(folder, bytes(raw), CONFIG | WIDE | {"num_key_value_heads": 1})
+
+
+def nu_nan_weight(tmp: Path) -> Attempt:
+    return quantizing(tmp, wide(tmp / "m", float("nan")))
+
+
+def nu_infinite_weight(tmp: Path) -> Attempt:
+    return quantizing(tmp, wide(tmp / "m", float("inf")))
+
+
+def cf_keeps_nothing(tmp: Path) -> Attempt:
+    return quantizing(tmp, wide(tmp / "m"), keep=["model.layers.7.*"])
+
+
+def cf_keeps_everything(tmp: Path) -> list[Attempt]:
+    folder = wide(tmp / "m")
+    return [
+        quantizing(tmp, folder, keep=["*"]),
+        Attempt(lambda: Recipe.from_dict({"bits": 4, "w_bit": 3})),
+    ]
+
+
+def pr_low_bits(tmp: Path) -> Attempt:
+    return quantizing(tmp, wide(tmp / "m"), bits=2)
+
+
+def cf_already_quantized(tmp: Path) -> Attempt:
+    quantizing(tmp, wide(tmp / "m")).run()
+    (tmp / "out").rename(tmp / "artifact")
+    return quantizing(tmp, tmp / "artifact")
