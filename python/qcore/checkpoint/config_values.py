@@ -68,9 +68,10 @@ class ConfigReader:
         return self.values[key] if key in self.values else self.defaults.get(key)
 
     def complain(self, code: str, text: str, key: str = "") -> None:
-        """Keeps a complaint; reading goes on."""
-        where = f"config.json: {key}" if key else "config.json"
-        self.problems.append(Problem(code, text, where))
+        """Keeps a complaint, once; reading goes on."""
+        problem = Problem(code, text, f"config.json: {key}" if key else "config.json")
+        if problem not in self.problems:
+            self.problems.append(problem)
 
     def size(self, key: str, fallback: int | None = None) -> int:
         """A whole number in [1, LARGEST_SIZE]; 1 after a complaint."""
