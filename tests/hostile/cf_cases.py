@@ -69,7 +69,7 @@ def cf_number(tmp: Path) -> list[Path]:
 
 
 def cf_unknown_architecture(tmp: Path) -> list[Attempt]:
-    return configured(tmp, {"model_type": "lama\x1b[31m"}, {"model_type": 7})
+    return configured(tmp, {"model_type": "llamma\x1b[31m"}, {"model_type": 7})
 
 
 def cf_code_keys(tmp: Path) -> list[Attempt]:

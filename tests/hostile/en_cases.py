@@ -112,7 +112,7 @@ def en_no_descriptors(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Attempt:
 
 
 def en_bad_names(tmp: Path) -> list[Attempt]:
-    names = ("x" * 300, "a\0b", os.fsdecode(b"caf\xe9\x1b") + "x" * 300)
+    names = ("x" * 300, "a\0b", os.fsdecode(b"\xe9\x1b") + "x" * 300)
     return [Attempt(lambda path=tmp / name: open_checkpoint(path)) for name in names]  # type: ignore[misc]
 
 

@@ -14,10 +14,12 @@ from checkpoint_files import data_folder
 from test_huggingface_folder import base_of
 
 from qcore.checkpoint import Tokenizer, open_checkpoint
+from qcore.checkpoint.architectures import plan_of
 from qcore.checkpoint.gguf_config import FAMILIES, Metadata, llama3_factors
 from qcore.checkpoint.gguf_header import block_sizes, read_gguf_header
 from qcore.checkpoint.gguf_tokenizer import tokenizer_of
 from qcore.checkpoint.paths import ModelFolder
+from qcore.checkpoint.tensor_check import check_tensors
 from qcore.errors import FormatError, QcoreError
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, WIDTH, LAYERS, VOCAB = 4, 2, 8, 32, 64, 2, 8
@@ -45,6 +47,9 @@ def block_shapes(arch: str) -> dict[str, tuple[int, ...]]:
         shapes["post_attention_norm.weight"] = shapes["post_ffw_norm.weight"] = (HIDDEN,)
     if arch in ("qwen3", "gemma3"):
         shapes["attn_q_norm.weight"] = shapes["attn_k_norm.weight"] = (HEAD_DIM,)
+    if arch == "olmo2":
+        shapes["attn_q_norm.weight"] = (HEADS * HEAD_DIM,)
+        shapes["attn_k_norm.weight"] = (KV_HEADS * HEAD_DIM,)
     if arch == "qwen2":
         shapes["attn_q.bias"] = (HEADS * HEAD_DIM,)
         shapes["attn_k.bias"] = shapes["attn_v.bias"] = (KV_HEADS * HEAD_DIM,)
@@ -148,6 +153,7 @@ def test_every_family_gets_its_names_and_config(tmp_path: Path, arch: str) -> No
     assert config["rope_theta"] == 500000.0
     assert config["rms_norm_eps"] == 1e-5
     assert config["tie_word_embeddings"] is True
+    check_tensors(plan_of(config), checkpoint)
     norm = checkpoint.tensors["model.norm.weight"].array()
     shift = 1 if arch.startswith("gemma") else 0
     assert (norm == written["output_norm.weight"] - np.float32(shift)).all()
