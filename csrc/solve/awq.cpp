@@ -80,7 +80,7 @@ std::vector<float> as_float(const double* hessian, int64_t n) {
   for (int64_t i = 0; i < n * n; ++i) {
     out[static_cast<size_t>(i)] = static_cast<float>(hessian[i]);
     if (!std::isfinite(out[static_cast<size_t>(i)])) {
-      throw NumericalError(message("HESSIAN_VALUE: search_awq_scales: hessian holds ", hessian[i],
+      throw NumericalError(message("VALUE_NAN: search_awq_scales: hessian holds ", hessian[i],
                                    " at row ", i / n, ", column ", i % n, "."));
     }
   }
@@ -97,7 +97,7 @@ void require_statistics(const std::vector<double>& abs_mean, const std::vector<i
   for (size_t j = 0; j < abs_mean.size(); ++j) {
     if (abs_mean[j] >= 0.0 && std::isfinite(abs_mean[j])) continue;
     throw NumericalError(
-        message("HESSIAN_VALUE: search_awq_scales: abs_mean[", j, "] is ", abs_mean[j], "."));
+        message("VALUE_NAN: search_awq_scales: abs_mean[", j, "] is ", abs_mean[j], "."));
   }
 }
 

@@ -23,7 +23,7 @@ constexpr int64_t kLine = 16;  // floats in a cache line
 void require_finite_hessian(const double* hessian, int64_t n) {
   for (int64_t i = 0; i < n * n; ++i) {
     if (std::isfinite(hessian[i])) continue;
-    throw NumericalError(message(std::isnan(hessian[i]) ? "HESSIAN_NAN" : "HESSIAN_INF",
+    throw NumericalError(message(std::isnan(hessian[i]) ? "VALUE_NAN" : "VALUE_INF",
                                  ": factor_hessian: hessian holds ", hessian[i], " at row ", i / n,
                                  ", column ", i % n,
                                  ". Look for NaN in the activations; they are never replaced."));

@@ -28,8 +28,9 @@ double largest_diagonal(const double* values, int64_t n, int64_t step, const cha
   for (int64_t j = 0; j < n; ++j) {
     const double value = values[j * step];
     if (!(value >= 0.0) || !std::isfinite(value)) {
-      throw NumericalError(message("HESSIAN_VALUE: ", where, ": the weight of column ", j, " is ",
-                                   value, ". Importances are finite and not negative."));
+      throw NumericalError(message(std::isfinite(value) ? "HESSIAN_SINGULAR: " : "VALUE_NAN: ",
+                                   where, ": the weight of column ", j, " is ", value,
+                                   ". Importances are finite and not negative."));
     }
     largest = std::max(largest, value);
   }

@@ -161,7 +161,7 @@ def quantize_gptq(
 
     Raises:
         RecipeError: GROUP_INDIVISIBLE.
-        NumericalError: HESSIAN_SINGULAR (tokens, width, dampings tried), HESSIAN_NAN, HESSIAN_INF,
+        NumericalError: HESSIAN_SINGULAR (tokens, width, dampings tried),
             VALUE_NAN, VALUE_INF, SCALE_OVERFLOW. CalibrationError: CALIB_NO_TOKENS.
     """
     w = as_float32_matrix(weight, "weight")

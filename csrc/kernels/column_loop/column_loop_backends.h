@@ -27,7 +27,7 @@ static inline ShareList shares_of(int bits) {
     case 4:
       return ShareList{4, {1.0f, 0.92f, 0.84f, 0.76f, 0.0f}};
     default:
-      return ShareList{4, {1.0f, 0.98f, 0.95f, 0.9f, 0.0f}};
+      return ShareList{4, {1.0f, 0.995f, 0.99f, 0.98f, 0.0f}};
   }
 }
 

@@ -218,7 +218,7 @@ def test_a_failed_ladder_is_flagged_and_gptq_refuses_it():
     assert factor(np.zeros((4, 4)), 4).failed
 
 
-@pytest.mark.parametrize(("bad", "code"), [(np.nan, "HESSIAN_NAN"), (np.inf, "HESSIAN_INF")])
+@pytest.mark.parametrize(("bad", "code"), [(np.nan, "VALUE_NAN"), (np.inf, "VALUE_INF")])
 def test_refuses_statistics_that_are_not_finite(bad, code):
     hessian = np.eye(4)
     hessian[1, 2] = bad
