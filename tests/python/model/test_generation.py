@@ -1,0 +1,158 @@
+"""Model and Artifact: opening, generating, sampling, verifying."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import golden_files as golden
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from qcore.errors import ArgumentError, FormatError, NumericalError
+from qcore.model import Model, open_model
+from qcore.model.sampling import Sampling
+
+
+@pytest.fixture
+def model():
+    return golden.load("llama").model
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A model folder that a test may damage."""
+    return shutil.copytree(golden.GOLDEN / "llama", tmp_path / "model")
+
+
+def greedy(model, ids, count):
+    """Without a cache: the whole text again for every token."""
+    ids = list(ids)
+    for _ in range(count):
+        logits = golden.run(model, np.asarray(ids), [len(ids)])
+        ids.append(int(logits[-1].argmax()))
+    return ids[-count:]
+
+
+def test_greedy_generation_equals_running_the_whole_text_again(model):
+    assert model.generate([3, 1, 4], max_new_tokens=12) == greedy(model, [3, 1, 4], 12)
+
+
+def test_the_same_seed_draws_the_same_tokens(model):
+    options = {"max_new_tokens": 16, "temperature": 1.0}
+    state = np.random.get_state()[1].copy()
+    first = model.generate([3, 1, 4], seed=7, **options)
+    assert model.generate([3, 1, 4], seed=7, **options) == first
+    assert model.generate([3, 1, 4], seed=8, **options) != first
+    assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_generation_ends_with_the_context(model):
+    positions = model.plan.max_positions
+    assert len(model.generate([1] * (positions - 3), max_new_tokens=10)) == 3
+    with pytest.raises(ArgumentError, match=f"1 to {positions}"):
+        model.generate([1] * (positions + 1))
+    with pytest.raises(ArgumentError, match="0 tokens"):
+        model.generate([])
+
+
+def test_int8_activations_need_an_artifact(model):
+    with pytest.raises(ArgumentError, match="quantized artifacts"):
+        model.generate([1], activations="int8")
+
+
+def test_ids_outside_the_embedding_are_refused(model):
+    with pytest.raises(ArgumentError, match=r"token_ids\[1\] is 72 .* 72 rows"):
+        model.embed([1, 72])
+
+
+def test_a_conversation_needs_a_template(model):
+    with pytest.raises(ArgumentError, match="no chat template"):
+        model._rendered([{"role": "user", "content": "hello"}])
+
+
+def test_repr_is_one_line_and_the_card_is_html(model):
+    assert repr(model).startswith("Model(llama, llama, 2 blocks of 32, ")
+    assert "\n" not in repr(model)
+    assert "q_proj" in model._repr_html_()
+
+
+def test_open_compares_tensors_with_the_config(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(FormatError, match="says 3 layers") as caught:
+        open_model(copy)
+    assert caught.value.code == "LAYER_COUNT"
+
+
+@pytest.mark.parametrize(("value", "code"), [(np.nan, "VALUE_NAN"), (-np.inf, "VALUE_INF")])
+def test_verify_names_the_damaged_value(copy, value, code):
+    tensors = load_file(copy / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].copy()
+    tensors[name][5, 7] = value
+    save_file(tensors, copy / "model.safetensors")
+    golden.load("llama").model.verify()
+    with pytest.raises(NumericalError, match="row 5, column 7") as caught:
+        open_model(copy).verify()
+    assert caught.value.code == code
+    assert caught.value.where == name
+
+
+def test_bfloat16_checkpoints_run_with_bfloat16_activations_by_default(model):
+    assert model._activations(None) == "float32"
+    folder = golden.shared_models()
+    if folder is None:
+        pytest.skip("no shared/data beside the checkout; set QCORE_TEST_DATA")
+    assert open_model(folder / "helpdesk6m")._activations(None) == "bfloat16"
+
+
+def test_a_chat_model_answers_messages():
+    folder = golden.shared_models()
+    if folder is None:
+        pytest.skip("no shared/data beside the checkout; set QCORE_TEST_DATA")
+    model: Model = open_model(folder / "helpdesk6m")
+    answer = model.generate(
+        [{"role": "user", "content": "I would like to book a table for two tonight."}],
+        max_new_tokens=12,
+    )
+    assert len(answer.split()) >= 3
+    assert "<|im_" not in answer
+
+
+# ---- sampling
+
+LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
+
+
+def draws(sampling_options, count=4000):
+    sampling = Sampling(temperature=1.0, **sampling_options)
+    return np.bincount([sampling.choose(LOGITS, p) for p in range(count)], minlength=4) / count
+
+
+def test_temperature_zero_takes_the_first_of_the_likeliest():
+    assert Sampling().choose(np.array([0, 2, 2, 1], np.float32), 5) == 1
+
+
+def test_draws_follow_the_probabilities():
+    # Four standard deviations of a share p in 4000 draws.
+    p = np.exp(LOGITS)
+    assert (np.abs(draws({}) - p) <= 4 * np.sqrt(p * (1 - p) / 4000)).all()
+
+
+def test_top_k_and_top_p_cut_the_tail():
+    assert (draws({"top_k": 2}) > 0).tolist() == [False, True, False, True]
+    assert (draws({"top_p": 0.65}) > 0).tolist() == [False, True, False, True]
+    assert (draws({"top_p": 0.75}) > 0).tolist() == [False, True, True, True]
+    assert (draws({"top_p": 1e-9}) > 0).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("temperature", -1), ("temperature", float("nan")), ("top_k", 0), ("top_p", 0.0),
+     ("top_p", 1.5), ("seed", -1)],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(option, value):
+    with pytest.raises(ArgumentError, match=option):
+        Sampling(**{option: value})
