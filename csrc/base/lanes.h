@@ -7,7 +7,6 @@
 
 #include <cstdint>
 
-
 #define QCORE_INLINE static inline __attribute__((always_inline))
 
 namespace qcore {
