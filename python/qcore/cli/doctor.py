@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from qcore import __version__
 from qcore.cli.shared import Shared, shared_options
 
 DISTRIBUTION = "qcore-quant"
@@ -47,7 +48,7 @@ def examined() -> dict[str, Any]:
     from qcore import _core
 
     return {
-        "qcore": importlib.metadata.version(DISTRIBUTION),
+        "qcore": __version__,
         "python": platform.python_version(),
         "executable": sys.executable,
         "system": platform.platform(),
@@ -87,7 +88,7 @@ def packages() -> dict[str, Any]:
     """Required packages with their versions, and each extra with what it lacks."""
     required: dict[str, str | None] = {}
     extras: dict[str, dict[str, str | None]] = {}
-    for line in importlib.metadata.requires(DISTRIBUTION) or []:
+    for line in _requirements():
         match = re.match(r"[A-Za-z0-9._-]+", line)
         if match is None or match.group() == DISTRIBUTION:
             continue
@@ -105,6 +106,14 @@ def packages() -> dict[str, Any]:
             for name, held in extras.items()
         },
     }
+
+
+def _requirements() -> list[str]:
+    """The requirement lines of the installed package; none in a source tree that is not installed."""
+    try:
+        return importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
 
 
 def _version(name: str) -> str | None:

@@ -74,7 +74,7 @@ def layer_sizes(model: Model) -> list[dict[str, Any]]:
         layer = name.rpartition(".")[0]
         held[layer] = held.get(layer, 0) + tensor.nbytes
     losses = {
-        layer["name"]: layer.get("loss")
+        layer["layer"]: layer.get("loss")
         for layer in (getattr(model, "record", None) or {}).get("layers", [])
     }
     rows = []
@@ -160,17 +160,17 @@ def _row(part: dict[str, Any], loss: float | None) -> tuple[str, str, str, str, 
 
 
 def record_lines(data: dict[str, Any]) -> list[str]:
-    """The record's settings, one a line; its layers are in the table above."""
-    lines = [f"record       digest {data['digest']}"]
+    """The record's settings, one a line; its layers are in the table above, all of it in --json."""
+    lines = [f"record       {data['digest']}"]
     for key, value in data["record"].items():
         if isinstance(value, dict):
-            told = ", ".join(f"{k} {v}" for k, v in value.items() if not isinstance(v, dict | list))
-        elif isinstance(value, list):
-            told = f"{len(value)}"
+            told = ", ".join(
+                f"{k} {v}" for k, v in value.items() if v and not isinstance(v, dict | list)
+            )
         else:
-            told = str(value)
-        if told:
-            lines.append(f"  {key:<14} {told}")
+            told = str(len(value)) if isinstance(value, list) else str(value or "")
+        if told and key != "digest":
+            lines.append(f"  {key:<24} {told}")
     return lines
 
 
