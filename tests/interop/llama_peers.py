@@ -31,7 +31,7 @@ def dense_model(written: Written, *, weights_through: type[np.generic] = np.floa
 
 
 def logits(model: Any) -> Array:
-    """(n_tokens, vocab_size) float32 for the fixed tokens."""
+    """(n_tokens, vocab_size) for the fixed tokens, in the model's dtype."""
     with torch.no_grad():
-        found: Array = model(torch.tensor([TOKENS])).logits[0].float().numpy()
+        found: Array = model(torch.tensor([TOKENS])).logits[0].numpy()
     return found
