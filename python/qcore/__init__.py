@@ -1,24 +1,91 @@
-"""The disciplined quantization of language models."""
+"""The disciplined quantization of language models.
 
-from qcore.layers import (
-    Hessian,
-    dequantize,
-    packed_matmul,
-    quantize_gptq,
-    quantize_rtn,
-    search_awq_scales,
-)
-from qcore.spec import QuantizedLinear, QuantSpec
+Public names are those of `__all__`; each is loaded when first used, so `import qcore` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qcore.calibrate import Stats as Stats
+    from qcore.data import Calibration as Calibration
+    from qcore.errors import QcoreError as QcoreError
+    from qcore.errors import QcoreWarning as QcoreWarning
+    from qcore.eval import Evaluation as Evaluation
+    from qcore.eval import evaluate as evaluate
+    from qcore.layers import Hessian as Hessian
+    from qcore.layers import dequantize as dequantize
+    from qcore.layers import packed_matmul as packed_matmul
+    from qcore.layers import quantize_gptq as quantize_gptq
+    from qcore.layers import quantize_rtn as quantize_rtn
+    from qcore.layers import search_awq_scales as search_awq_scales
+    from qcore.model import Artifact as Artifact
+    from qcore.model import Model as Model
+    from qcore.model import open_model as open
+    from qcore.quantize import quantize as quantize
+    from qcore.recipe import Recipe as Recipe
+    from qcore.spec import QuantizedLinear as QuantizedLinear
+    from qcore.spec import QuantSpec as QuantSpec
 
 __version__ = "0.1.0"
 
+# Public name -> (module, name in it).
+_HOMES = {
+    "Artifact": ("qcore.model", "Artifact"),
+    "Calibration": ("qcore.data", "Calibration"),
+    "Evaluation": ("qcore.eval", "Evaluation"),
+    "Hessian": ("qcore.layers", "Hessian"),
+    "Model": ("qcore.model", "Model"),
+    "QcoreError": ("qcore.errors", "QcoreError"),
+    "QcoreWarning": ("qcore.errors", "QcoreWarning"),
+    "QuantSpec": ("qcore.spec", "QuantSpec"),
+    "QuantizedLinear": ("qcore.spec", "QuantizedLinear"),
+    "Recipe": ("qcore.recipe", "Recipe"),
+    "Stats": ("qcore.calibrate", "Stats"),
+    "dequantize": ("qcore.layers", "dequantize"),
+    "evaluate": ("qcore.eval", "evaluate"),
+    "open": ("qcore.model", "open_model"),
+    "packed_matmul": ("qcore.layers", "packed_matmul"),
+    "quantize": ("qcore.quantize", "quantize"),
+    "quantize_gptq": ("qcore.layers", "quantize_gptq"),
+    "quantize_rtn": ("qcore.layers", "quantize_rtn"),
+    "search_awq_scales": ("qcore.layers", "search_awq_scales"),
+}
+
 __all__ = [
+    "Artifact",
+    "Calibration",
+    "Evaluation",
     "Hessian",
+    "Model",
+    "QcoreError",
+    "QcoreWarning",
     "QuantSpec",
     "QuantizedLinear",
+    "Recipe",
+    "Stats",
     "dequantize",
+    "evaluate",
+    "open",
     "packed_matmul",
+    "quantize",
     "quantize_gptq",
     "quantize_rtn",
     "search_awq_scales",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qcore' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    # A submodule may have the name of a public function (qcore.quantize): ours replaces it.
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

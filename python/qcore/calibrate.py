@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcore import _core
-from qcore.errors import NumericalError
+from qcore.errors import ArgumentError, NumericalError
+from qcore.layers import Hessian
 from qcore.recipe import Recipe
+from qcore.recipe_values import matcher
 from qcore.spec import Array, Float32Array
 
 if TYPE_CHECKING:
+    from qcore.data import Calibration
     from qcore.model import Block, Model
 
 # Long enough for the matrix products to run at full speed, short enough to answer Ctrl-C and to
@@ -76,9 +78,7 @@ def open_stream(model: Model, sequences: Sequence[Array], recipe: Recipe) -> Str
     return Stream(hidden, lengths, weights)
 
 
-def collect(
-    block: Block, stream: Stream, activations: str, *, advance: bool
-) -> dict[str, _core.Hessian]:
+def collect(block: Block, stream: Stream, activations: str, *, advance: bool) -> dict[str, Hessian]:
     """Runs the block over the stream and sums up the input of each linear.
 
     Args:
@@ -96,7 +96,7 @@ def collect(
         NumericalError: ACTIVATION_NAN or ACTIVATION_INF, with the layer's name.
     """
     plan = block.plan
-    hessians = {linear.tap: _core.Hessian(linear.in_features) for linear in plan.linears}
+    hessians: dict[str, Hessian] = {x.tap: Hessian(x.in_features) for x in plan.linears}
     readers = {
         linear.tap: linear.name for linear in reversed(plan.linears)
     }  # the first layer that reads the tap
@@ -117,6 +117,13 @@ def collect(
     return hessians
 
 
+def pass_activations(recipe: Recipe, model: Model) -> str:
+    """The precision of the activations during the pass; "auto" follows the checkpoint."""
+    if recipe.activations != "auto":
+        return recipe.activations
+    return "bfloat16" if model.dtype == "bfloat16" else "float32"
+
+
 def advance(block: Block, stream: Stream, activations: str) -> None:
     """Replaces the stream by the block's outputs."""
     for rows, lengths in stream.batches():
@@ -125,17 +132,16 @@ def advance(block: Block, stream: Stream, activations: str) -> None:
 
 
 def _watch(
-    hessian: _core.Hessian, weights: Float32Array | None, layer: str, rows: slice
+    hessian: Hessian, weights: Float32Array | None, layer: str, rows: slice
 ) -> Callable[[Array], None]:
     def watch(x: Array) -> None:
         try:
             hessian.update(x, weights)
         except NumericalError as error:
-            kind = "ACTIVATION_NAN" if "NaN" in str(error) else "ACTIVATION_INF"
             raise NumericalError(
                 f"The input of {layer} is not finite "
-                f"(calibration tokens {rows.start} to {rows.stop}). {error}",
-                code=kind,
+                f"(calibration tokens {rows.start} to {rows.stop}). {error.message}",
+                code=error.code,
                 where=layer,
                 remedy="Check the checkpoint (qcore verify) and the sample; NaN is never replaced.",
             ) from error
@@ -143,9 +149,87 @@ def _watch(
     return watch
 
 
-def sufficiency(hessians: Mapping[str, _core.Hessian]) -> dict[str, float]:
-    """tap -> effective tokens, (Σw)²/Σw², divided by in_features. Under 4 the estimate is noisy."""
-    return {
-        tap: h.weight_sum**2 / max(h.weight_sq_sum, 1e-300) / h.in_features
-        for tap, h in hessians.items()
-    }
+class Stats:
+    """Second moments of the inputs of a model's layers, from one pass of the original model.
+
+    Made by `Stats.collect`. Layers that read the same input share one Hessian. All Hessians are
+    held
+    in memory: in_features² float64 for each input; `layers` narrows the choice.
+    """
+
+    def __init__(self, hessians: Mapping[str, Hessian], n_samples: int, n_tokens: int) -> None:
+        self._hessians = dict(hessians)
+        self.n_samples = n_samples
+        self.n_tokens = n_tokens
+
+    @classmethod
+    def collect(
+        cls,
+        model: Model,
+        calib: Calibration,
+        recipe: Recipe | None = None,
+        *,
+        layers: str = "*",
+    ) -> Stats:
+        """Runs the calibration set through the original model.
+
+        Args:
+            model: an open checkpoint.
+            calib: the samples.
+            recipe: token weights and activations; the default recipe when None.
+            layers: glob over layer names, or "re:" and a regular expression.
+
+        Raises:
+            ArgumentError: no layer matches.
+            NumericalError: ACTIVATION_NAN or ACTIVATION_INF, with the layer's name.
+        """
+        recipe = recipe or Recipe()
+        wanted = matcher(layers)
+        if not any(wanted(linear.name) for linear in model.plan.linears):
+            raise ArgumentError(
+                f"No layer matches {layers!r}.",
+                remedy=f"Layer names look like {model.plan.linears[0].name!r}.",
+            )
+        stream = open_stream(model, calib.sequences, recipe)
+        kept: dict[str, Hessian] = {}
+        for plan in model.plan.blocks:
+            hessians = collect(
+                model.block(plan.index), stream, pass_activations(recipe, model), advance=True
+            )
+            kept |= {x.name: hessians[x.tap] for x in plan.linears if wanted(x.name)}
+        return cls(kept, len(calib.samples), stream.n_tokens)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers whose input was summed up."""
+        return tuple(self._hessians)
+
+    def hessian(self, name: str) -> Hessian:
+        """The statistics of one layer's input, ready for `quantize_gptq`."""
+        if name not in self._hessians:
+            raise ArgumentError(
+                f"There are no statistics of {name!r}.", remedy="See .layers for the names."
+            )
+        return self._hessians[name]
+
+    @property
+    def ratio(self) -> dict[str, float]:
+        """Layer name -> effective tokens per input channel. Under 4 the estimate is noisy."""
+        return {name: hessian.ratio for name, hessian in self._hessians.items()}
+
+    def to_dict(self) -> dict[str, object]:
+        """Counts, without the matrices."""
+        return {"n_samples": self.n_samples, "n_tokens": self.n_tokens, "ratio": self.ratio}
+
+    def __repr__(self) -> str:
+        return (
+            f"Stats({len(self._hessians)} layers, {self.n_samples:,} samples, "
+            f"{self.n_tokens:,} tokens, at least {min(self.ratio.values()):.3g} a channel)"
+        )
+
+    def _repr_html_(self) -> str:
+        from qcore.cards import Card, Table, html_card
+
+        rows = [(name, h.in_features, h.ratio) for name, h in self._hessians.items()]
+        table = Table(("layer", "in_features", "tokens a channel"), rows)
+        return html_card(Card("Stats", repr(self), tables=[table]))

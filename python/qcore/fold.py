@@ -17,6 +17,7 @@ import numpy as np
 
 from qcore import _core
 from qcore.checkpoint.architectures import BlockPlan, Fold, LinearPlan, NormPlan
+from qcore.layers import Hessian
 from qcore.spec import Array, Float32Array, QuantSpec
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class BlockWeights:
 def fold_block(
     plan: BlockPlan,
     block: BlockWeights,
-    hessians: Mapping[str, _core.Hessian],
+    hessians: Mapping[str, Hessian],
     specs: Mapping[str, QuantSpec],
 ) -> None:
     """Searches and folds the channel scales of every fold of the block, in the table's order."""
@@ -72,7 +73,7 @@ def fold_block(
             statistics.hessian(),
             statistics.abs_mean,
             None if fold.tie is None else np.asarray(fold.tie, np.int64),
-            **grid_arguments(spec, fold.consumers[0].in_features),
+            **spec.grid_arguments(fold.consumers[0].in_features),
         )
         entry["ratio"], entry["loss"], entry["identity_loss"] = (
             found["ratio"],
@@ -127,14 +128,3 @@ def _divide_norm(norm: NormPlan, scales: Float32Array, block: BlockWeights) -> F
     block.changed.add(norm.name)
     ratio: npt.NDArray[np.float32] = np.divide(gain, new_gain, out=np.ones_like(gain), where=usable)
     return ratio
-
-
-def grid_arguments(spec: QuantSpec, in_features: int) -> dict[str, Any]:
-    """The fields of a spec as the compiled solvers take them."""
-    return {
-        "bits": spec.bits,
-        "group_size": spec.resolved_group_size(in_features),
-        "symmetric": spec.symmetric,
-        "signed_scales": spec.signed_scales,
-        "scale_dtype": spec.scale_dtype,
-    }

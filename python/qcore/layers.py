@@ -1,7 +1,9 @@
 """One layer at a time: statistics, codes, channel scales, products; no checkpoint, no files.
 
-Arrays come from NumPy or from anything with `__dlpack__` or a buffer, in CPU memory. float32 is used
-as it lies; float16 and bfloat16 are widened, which is exact. Nothing else is converted: another dtype
+Arrays come from NumPy or from anything with `__dlpack__` or a buffer, in CPU memory. float32 is
+used
+as it lies; float16 and bfloat16 are widened, which is exact. Nothing else is converted: another
+dtype
 or layout is an error that names the cure.
 """
 
@@ -24,7 +26,8 @@ ActOrder = Literal["group", "none"]
 Activations = Literal["float32", "bfloat16", "int8"]
 
 _BLOCK_SIZE = 128
-# The smallest positive number of each storage type; a scale that would round to zero is raised to it.
+# The smallest positive number of each storage type; a scale that would round to zero is raised to
+# it.
 _SMALLEST_SCALE = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149}
 
 
@@ -129,7 +132,7 @@ def quantize_rtn(weight: Any, spec: QuantSpec) -> QuantizedLinear:
         NumericalError: VALUE_NAN, VALUE_INF (row, column, count), SCALE_OVERFLOW.
     """
     w = as_float32_matrix(weight, "weight")
-    return _layer(_core.rtn(w, **_grid(spec, w)), spec, None)
+    return _layer(_core.rtn(w, **spec.grid_arguments(w.shape[1])), spec, None)
 
 
 def quantize_gptq(
@@ -151,7 +154,8 @@ def quantize_gptq(
         hessian: a `Hessian`, or a symmetric (in_features, in_features) float64 matrix.
         spec: bits, group size and symmetry; the group size must divide in_features.
         damp_ratio: share of the mean diagonal added to the diagonal.
-        act_order: "group" visits groups, and columns inside them, by decreasing diagonal (storage stays
+        act_order: "group" visits groups, and columns inside them, by decreasing diagonal (storage
+            stays
             sequential); "none" as stored.
         allow_fallback: when no damping makes the Hessian positive definite, round with scales
             weighted by its diagonal, and warn, instead of raising.
@@ -166,7 +170,7 @@ def quantize_gptq(
     """
     w = as_float32_matrix(weight, "weight")
     h = _hessian_matrix(hessian, w.shape[1])
-    grid = _grid(spec, w)
+    grid = spec.grid_arguments(w.shape[1])
     factor = _core.factor_hessian(
         h,
         group_size=grid["group_size"],
@@ -199,7 +203,8 @@ def search_awq_scales(
         weight: (out_features, in_features), or several weights that read the same input.
         hessian: statistics of that input.
         spec: the grid the scaled weight will be rounded to.
-        tie: (in_features,) int64 or None: channels with one index share one scale (grouped queries).
+        tie: (in_features,) int64 or None: channels with one index share one scale (grouped
+            queries).
 
     Returns:
         channel_scales, (in_features,) float32, √(max · min) = 1; all ones when the identity wins.
@@ -214,7 +219,11 @@ def search_awq_scales(
     weights = [as_float32_matrix(w, "weight", hessian.in_features) for w in several]
     ties = None if tie is None else as_array(tie, "tie")
     found = _core.search_awq_scales(
-        weights, hessian.hessian(), hessian.abs_mean, ties, **_grid(spec, weights[0])
+        weights,
+        hessian.hessian(),
+        hessian.abs_mean,
+        ties,
+        **spec.grid_arguments(weights[0].shape[1]),
     )
     scales: Float32Array = found["channel_scales"]
     return scales
@@ -247,16 +256,6 @@ def packed_matmul(
 def dequantize(layer: QuantizedLinear) -> Float32Array:
     """scale · (code - zero) for every weight: (out_features, in_features) float32."""
     return _core.dequantize(layer.codes, layer.scales, layer.zeros)
-
-
-def _grid(spec: QuantSpec, weight: Float32Array) -> dict[str, Any]:
-    return {
-        "bits": spec.bits,
-        "group_size": spec.resolved_group_size(int(weight.shape[1])),
-        "symmetric": spec.symmetric,
-        "signed_scales": spec.signed_scales,
-        "scale_dtype": spec.scale_dtype,
-    }
 
 
 def _layer(

@@ -4,8 +4,10 @@ An event names a step and how much of it is done:
 
     {"event": "block", "index": 18, "of": 32, "loss": 3.1e-4, "damp": 0.03, "eta_s": 702}
 
-`index` counts finished units, so `index == of` ends the step. `eta_s` is worked out here when the caller leaves it out.
-An event without `of` is a note: {"event": "done", "out": "./support-8b-w4"} or {"event": "note", "text": "..."}.
+`index` counts finished units, so `index == of` ends the step. `eta_s` is worked out here when the
+caller leaves it out.
+An event without `of` is a note: {"event": "done", "out": "./support-8b-w4"} or {"event": "note",
+"text": "..."}.
 """
 
 from __future__ import annotations
@@ -86,7 +88,8 @@ def reporter(
     """The reporter that `how` names.
 
     Args:
-        how: "auto" (QCORE_PROGRESS, else a notebook's widget, a bar in a terminal, lines elsewhere),
+        how: "auto" (QCORE_PROGRESS, else a notebook's widget, a bar in a terminal, lines
+            elsewhere),
             "bar", "log", "json", "none", or a callable that receives each event.
         stream: where text goes; standard error when None.
 

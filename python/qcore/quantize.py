@@ -16,21 +16,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcore.assignment import SMALLEST_SAFE_BITS, Assignment, assign
-from qcore.calibrate import Stream, advance, collect, open_stream, sufficiency
+from qcore.calibrate import Stream, advance, collect, open_stream, pass_activations
 from qcore.errors import (
     FormatError,
     InternalError,
     MissingInputError,
-    NumericalError,
     RecipeError,
 )
+from qcore.finite import require_finite
 from qcore.formats import ArtifactWriter, Format, choose_format
 from qcore.model import Artifact, Model, open_model
 from qcore.progress import Progress, reporter
 from qcore.recipe import Recipe, warn
 from qcore.record import RunClock, artifact_record
 from qcore.solve_block import SolvedBlock, solve_block
-from qcore.spec import Array
 
 if TYPE_CHECKING:
     from qcore.data.calibration import Calibration
@@ -121,10 +120,9 @@ def _settle(
         }
     )
     calibration = _calibration(model, recipe, calib)
-    activations = recipe.activations
-    if activations == "auto":
-        activations = "bfloat16" if model.dtype == "bfloat16" else "float32"
-    job = _Job(model, recipe, assignment, chosen, calibration, activations, report)
+    job = _Job(
+        model, recipe, assignment, chosen, calibration, pass_activations(recipe, model), report
+    )
     _guard_low_bits(job)
     return job
 
@@ -250,8 +248,8 @@ def _block(
     last = index + 1 == len(job.model.plan.blocks)
     from_reference = job.recipe.propagate == "reference"
     hessians = collect(block, stream, job.activations, advance=from_reference and not last)
-    for tap, ratio in sufficiency(hessians).items():
-        enough[tap] = min(ratio, enough.get(tap, np.inf))
+    for tap, hessian in hessians.items():
+        enough[tap] = min(hessian.ratio, enough.get(tap, np.inf))
     clock.lap("statistics")
     solved = solve_block(block, specs, job.recipe, hessians)
     clock.lap("solve")
@@ -300,22 +298,18 @@ def _write_block(job: _Job, writer: ArtifactWriter, index: int, solved: SolvedBl
         if name.endswith(".weight") and layer in solved.layers:
             writer.write_layer(layer, solved.layers[layer], job.format)
         else:
-            writer.write(name, _finite_vector(solved.vectors.get(name, reference.array()), name))
+            array = solved.vectors.get(name, reference.array())
+            require_finite(array, name)
+            writer.write(name, array)
 
 
 def _write_rest(job: _Job, writer: ArtifactWriter) -> None:
     prefixes = tuple(f"{block.prefix}." for block in job.model.plan.blocks)
     for name, reference in job.model.tensors.items():
         if not name.startswith(prefixes):
-            writer.write(name, reference.array())
-
-
-def _finite_vector(array: Array, name: str) -> Array:
-    if array.ndim == 1 and not np.isfinite(array.astype(np.float32)).all():
-        raise NumericalError(
-            f"{name} holds values that are not finite.", code="VALUE_NAN", where=name
-        )
-    return array
+            array = reference.array()
+            require_finite(array, name)
+            writer.write(name, array)
 
 
 def artifact_files(job: _Job) -> dict[str, bytes | Path]:

@@ -56,7 +56,7 @@ class Override:
 
     def matches(self, name: str) -> bool:
         """Whether this override names the layer."""
-        return matcher(self.match)(name)
+        return bool(matcher(self.match)(name))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcore import _core
-from qcore.fold import grid_arguments
 from qcore.solve_block import finite_weight
 from qcore.spec import QuantizedLinear
 
@@ -45,7 +44,7 @@ def rounding_damage(
             if spec is not None:
                 spec = replace(spec, bits=bits)
                 weight = finite_weight(block.weight(linear.name), linear.name)
-                codes = _core.rtn(weight, **grid_arguments(spec, linear.in_features))
+                codes = _core.rtn(weight, **spec.grid_arguments(linear.in_features))
                 layers[linear.name] = QuantizedLinear(*codes, spec=spec)
         reference = block.forward(reference, lengths, activations="float32")
         rounded = block.replaced(layers, {}).forward(rounded, lengths, activations="float32")

@@ -13,7 +13,9 @@ import numpy as np
 
 from qcore import _core
 from qcore.errors import NumericalError
-from qcore.fold import BlockWeights, fold_block, grid_arguments
+from qcore.finite import require_finite
+from qcore.fold import BlockWeights, fold_block
+from qcore.layers import Hessian
 from qcore.recipe import Recipe
 from qcore.spec import Array, Float32Array, QuantizedLinear, QuantSpec
 
@@ -51,7 +53,7 @@ def solve_block(
     block: Block,
     specs: Mapping[str, QuantSpec],
     recipe: Recipe,
-    hessians: Mapping[str, _core.Hessian] | None,
+    hessians: Mapping[str, Hessian] | None,
 ) -> SolvedBlock:
     """Quantizes the layers of one block that `specs` names.
 
@@ -75,7 +77,7 @@ def solve_block(
     if hessians is None:
         for linear in linears:
             codes = _core.rtn(
-                weights[linear.name], **grid_arguments(specs[linear.name], linear.in_features)
+                weights[linear.name], **specs[linear.name].grid_arguments(linear.in_features)
             )
             solved.layers[linear.name] = QuantizedLinear(*codes, spec=specs[linear.name])
             solved.reports.append({"layer": linear.name, "loss": None})
@@ -97,7 +99,7 @@ def solve_block(
 def _solve_tap(
     readers: list[LinearPlan],
     weights: Mapping[str, Float32Array],
-    statistics: _core.Hessian,
+    statistics: Hessian,
     channel_scales: Float32Array | None,
     specs: Mapping[str, QuantSpec],
     recipe: Recipe,
@@ -112,7 +114,7 @@ def _solve_tap(
     factors: dict[int, Any] = {}
     for linear in readers:
         spec = specs[linear.name]
-        grid = grid_arguments(spec, linear.in_features)
+        grid = spec.grid_arguments(linear.in_features)
         weight = weights[linear.name]
         report: dict[str, Any] = {"layer": linear.name, "tokens": int(statistics.n_tokens)}
         if recipe.method == "awq":
@@ -149,25 +151,9 @@ def _solve_tap(
 
 
 def finite_weight(weight: Array, name: str) -> Float32Array:
-    """A float32 copy, after a look for values that cannot be quantized.
-
-    Raises:
-        NumericalError: VALUE_NAN or VALUE_INF: tensor, row, column and how many.
-    """
-    copy = np.array(weight, dtype=np.float32, order="C")
-    bad = ~np.isfinite(copy)
-    if bad.any():
-        row, column = (int(i) for i in np.argwhere(bad)[0])
-        kind = "NaN" if np.isnan(copy[row, column]) else "infinity"
-        raise NumericalError(
-            f"{name}.weight holds {kind} at row {row}, column {column} "
-            f"({int(bad.sum())} such values).",
-            code="VALUE_NAN" if kind == "NaN" else "VALUE_INF",
-            where=f"{name}.weight",
-            found=kind,
-            remedy="The checkpoint is damaged; fetch it again. qcore never replaces such values.",
-        )
-    return copy
+    """A float32 copy of a layer's weight, after a look for NaN and infinity (`require_finite`)."""
+    require_finite(weight, f"{name}.weight")
+    return np.array(weight, dtype=np.float32, order="C")
 
 
 def _require_same_function(block: Block, folded: BlockWeights, plan: BlockPlan) -> None:

@@ -68,6 +68,16 @@ class QuantSpec:
             )
         return size
 
+    def grid_arguments(self, in_features: int) -> dict[str, Any]:
+        """The fields as the compiled solvers take them, for a layer of this width."""
+        return {
+            "bits": self.bits,
+            "group_size": self.resolved_group_size(in_features),
+            "symmetric": self.symmetric,
+            "signed_scales": self.signed_scales,
+            "scale_dtype": self.scale_dtype,
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class QuantizedLinear:

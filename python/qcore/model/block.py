@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
@@ -71,6 +71,30 @@ class Block:
         other._core = other._built()
         return other
 
+    @overload
+    def forward(
+        self,
+        hidden: Float32Array,
+        lengths: Sequence[int],
+        *,
+        activations: str = ...,
+        taps: Mapping[str, TapFunction] | None = ...,
+        stop_after_taps: Literal[False] = ...,
+        out: Float32Array | None = ...,
+        cache: _core.KvCache | None = ...,
+    ) -> Float32Array: ...
+    @overload
+    def forward(
+        self,
+        hidden: Float32Array,
+        lengths: Sequence[int],
+        *,
+        activations: str = ...,
+        taps: Mapping[str, TapFunction] | None = ...,
+        stop_after_taps: bool,
+        out: Float32Array | None = ...,
+        cache: _core.KvCache | None = ...,
+    ) -> Float32Array | None: ...
     def forward(
         self,
         hidden: Float32Array,

@@ -260,7 +260,7 @@ class Model:
         Raises:
             NumericalError: VALUE_NAN or VALUE_INF: tensor, row, column, count.
         """
-        from qcore.model.finite import require_finite
+        from qcore.finite import require_finite
 
         for name, tensor in self.tensors.items():
             require_finite(tensor.array(), name)
