@@ -6,16 +6,19 @@ import json
 import shutil
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401 - NumPy learns the name bfloat16 from it
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+import qcore
+
 ASSETS = Path(__file__).parents[3] / "python" / "qcore" / "assets"
 HELPDESK = ASSETS / "helpdesk6m"
 
 
-def cut_model(folder: Path, *, blocks: int = 1, change=None) -> Path:
+def _cut_model(folder: Path, *, blocks: int = 1, change=None) -> Path:
     """The embedded chat model with only its first blocks; `change(tensors)` may alter them."""
     folder.mkdir(parents=True)
     for source in HELPDESK.iterdir():
@@ -38,7 +41,12 @@ def cut_model(folder: Path, *, blocks: int = 1, change=None) -> Path:
 
 @pytest.fixture(scope="session")
 def one_block(tmp_path_factory):
-    return cut_model(tmp_path_factory.mktemp("models") / "one-block")
+    return _cut_model(tmp_path_factory.mktemp("models") / "one-block")
+
+
+@pytest.fixture(scope="session")
+def cut_model():
+    return _cut_model
 
 
 def first_rows(name: str, count: int) -> list[dict]:
@@ -47,8 +55,15 @@ def first_rows(name: str, count: int) -> list[dict]:
 
 
 @pytest.fixture(scope="session")
-def conversations():
-    return first_rows("calibration.jsonl", 16)
+def conversations(one_block):
+    """A small calibration set, made once."""
+    return qcore.Calibration.build(
+        first_rows("calibration.jsonl", 16),
+        model=qcore.open(one_block),
+        n_samples=16,
+        max_length=96,
+        few_samples=True,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -63,4 +78,4 @@ def nan_model(tmp_path):
         weight[3, 5] = np.nan
         tensors["model.layers.0.mlp.up_proj.weight"] = weight
 
-    return cut_model(tmp_path / "nan-model", change=poison)
+    return _cut_model(tmp_path / "nan-model", change=poison)

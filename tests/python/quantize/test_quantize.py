@@ -51,7 +51,7 @@ def test_every_method_gives_an_artifact_near_the_original(
         if "awq" not in method:
             assert np.linalg.norm(restored - weight) <= 0.25 * np.linalg.norm(weight), layer.name
         assert restored.shape == weight.shape
-    assert artifact.verify() == []
+    artifact.verify(full=True)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -110,7 +110,7 @@ def test_record_says_what_was_done(one_block, conversations, tmp_path):
     assert all(0 < entry["loss"] < 1 for entry in record["layers"])
     run_file = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run_file["threads"] == _core.num_threads()
-    assert "date" not in json.dumps(record)
+    assert not set(record) & {"date", "threads", "wall_s", "peak_memory_bytes"}
 
 
 def test_kept_and_overridden_layers(one_block, conversations, tmp_path):
@@ -125,9 +125,7 @@ def test_kept_and_overridden_layers(one_block, conversations, tmp_path):
     assert artifact.record["resolved"]["kept"] == ["model.layers.0.self_attn.o_proj"]
 
 
-def test_propagation_choices_differ_only_after_the_first_block(conversations, tmp_path):
-    from .conftest import cut_model
-
+def test_propagation_choices_differ_only_after_the_first_block(cut_model, conversations, tmp_path):
     model = cut_model(tmp_path / "two", blocks=2)
     first, second = (
         run(model, tmp_path / way, Recipe(propagate=way, **SMALL), conversations)
@@ -164,9 +162,7 @@ def test_nan_weight_is_named_and_nothing_is_written(nan_model, conversations, tm
         call()
 
 
-def test_nan_activation_is_named(conversations, tmp_path):
-    from .conftest import cut_model
-
+def test_nan_activation_is_named(cut_model, conversations, tmp_path):
     def poison(tensors):
         tensors["model.embed_tokens.weight"] = np.full_like(
             tensors["model.embed_tokens.weight"], np.nan
