@@ -9,6 +9,8 @@ import torch
 import transformers
 from llama_artifact import TOKENS, Array, Written, dense_state
 
+from qcore.model import open_model
+
 
 def dense_model(written: Written, *, weights_through: type[np.generic] = np.float32) -> Any:
     """The model with nothing quantized left; linears rounded once to `weights_through`, run in float32."""
@@ -35,3 +37,12 @@ def logits(model: Any) -> Array:
     with torch.no_grad():
         found: Array = model(torch.tensor([TOKENS])).logits[0].numpy()
     return found
+
+
+def qcore_logits(written: Written) -> Array:
+    """The artifact in qcore's own runtime: packed layers, activations in float32."""
+    model = open_model(written.folder)
+    hidden = model.embed(np.array(TOKENS))
+    for index in range(len(model.plan.blocks)):
+        hidden = model.block(index).forward(hidden, [len(TOKENS)], activations="float32")
+    return np.asarray(model.logits(hidden))

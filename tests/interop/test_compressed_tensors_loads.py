@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers", reason="could not import tran
 pytest.importorskip("compressed_tensors", reason="could not import compressed_tensors")
 
 from llama_artifact import dequantized, write_llama  # noqa: E402  (after the checks above)
-from llama_peers import dense_model, logits  # noqa: E402
+from llama_peers import dense_model, logits, qcore_logits  # noqa: E402
 
 from qcore.formats import second_reader  # noqa: E402
 from qcore.spec import QuantSpec  # noqa: E402
@@ -52,6 +52,17 @@ def test_symmetric_files_give_the_dense_models_logits(
     expected = logits(dense_model(written))
     assert np.ptp(expected) > 1
     assert np.array_equal(found, expected), np.abs(found - expected).max()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_qcore_gives_the_loaders_logits(tmp_path: Path, bits: int) -> None:
+    """Both float32 on the same weights: qcore errs at most twice as much as transformers does against float64."""
+    spec = QuantSpec(bits, 32, True, scale_dtype="bfloat16")
+    written = write_llama(tmp_path / "out", "ct", spec, dtype="bfloat16")
+    found, theirs = qcore_logits(written), logits(loaded(written.folder))
+    truth = logits(dense_model(written).double())
+    error, budget = np.abs(found - truth).max(), 2 * np.abs(theirs - truth).max()
+    assert error <= budget, (error, budget)
 
 
 def test_layers_that_were_kept_or_overridden(tmp_path: Path) -> None:
