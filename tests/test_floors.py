@@ -19,9 +19,9 @@ CPP_FLOORS = ("base", "quant", "kernels", "calib", "solve", "model", "bind")
 # From the bottom up; names in one row share a floor.
 FACE_FLOORS = (
     ("errors",),
-    ("progress", "cards"),
+    ("progress", "cards", "backends"),
     ("spec", "arrays"),
-    ("layers",),
+    ("layers", "finite"),
     ("checkpoint", "formats", "data"),
     ("model",),
     (

@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qcore.backends import active_backend as active_backend
+    from qcore.backends import available_backends as available_backends
     from qcore.calibrate import Stats as Stats
     from qcore.data import Calibration as Calibration
     from qcore.errors import QcoreError as QcoreError
@@ -44,6 +46,8 @@ _HOMES = {
     "QuantizedLinear": ("qcore.spec", "QuantizedLinear"),
     "Recipe": ("qcore.recipe", "Recipe"),
     "Stats": ("qcore.calibrate", "Stats"),
+    "active_backend": ("qcore.backends", "active_backend"),
+    "available_backends": ("qcore.backends", "available_backends"),
     "dequantize": ("qcore.layers", "dequantize"),
     "evaluate": ("qcore.eval", "evaluate"),
     "open": ("qcore.model", "open_model"),
@@ -66,6 +70,8 @@ __all__ = [
     "QuantizedLinear",
     "Recipe",
     "Stats",
+    "active_backend",
+    "available_backends",
     "dequantize",
     "evaluate",
     "open",

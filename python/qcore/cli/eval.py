@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -44,7 +45,7 @@ def command(
 
     KL(base || artifact) is a mean in nats per token, with its standard error over conversations.
     """
-    options = {
+    options: dict[str, Any] = {
         "against": str(against) if against else None,
         "data": str(data),
         "n_samples": n_samples,

@@ -49,7 +49,7 @@ def command(
     messages = [{"role": "user", "content": prompt}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    asked: object = prompt if raw else messages
+    asked: str | list[dict[str, str]] = prompt if raw else messages
     options = {key: value for key, value in sampling.items() if value is not None}
     if shared.print_python:
         call = python_call("m.generate", [repr(asked)], options)

@@ -95,7 +95,7 @@ def layer_sizes(model: Model) -> list[dict[str, Any]]:
 def group_sizes(model: Model, layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The blocks, and what lies outside them, in the order of the model."""
     groups: dict[str, dict[str, Any]] = {}
-    linears = {layer["name"]: layer for layer in layers}
+    linears = {layer["name"] for layer in layers}
     prefixes = [block.prefix for block in model.plan.blocks]
     for name, tensor in model.tensors.items():
         layer = name.rpartition(".")[0]
@@ -104,9 +104,9 @@ def group_sizes(model: Model, layers: list[dict[str, Any]]) -> list[dict[str, An
         row["bytes"] += tensor.nbytes
         if layer not in linears:
             row["weights"] += math.prod(tensor.shape)
-    for layer in layers:
-        group = next(p for p in prefixes if layer["name"].startswith(f"{p}."))
-        groups[group]["weights"] += math.prod(layer["shape"])
+    for linear in layers:
+        group = next(p for p in prefixes if linear["name"].startswith(f"{p}."))
+        groups[group]["weights"] += math.prod(linear["shape"])
     for row in groups.values():
         row["bits_per_weight"] = _ratio(8 * row["bytes"], row["weights"])
     return list(groups.values())
@@ -165,7 +165,9 @@ def record_lines(data: dict[str, Any]) -> list[str]:
     for key, value in data["record"].items():
         if isinstance(value, dict):
             told = ", ".join(
-                f"{k} {v}" for k, v in value.items() if v and not isinstance(v, dict | list)
+                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                for k, v in value.items()
+                if v and not isinstance(v, dict | list)
             )
         else:
             told = str(len(value)) if isinstance(value, list) else str(value or "")

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from qcore.cli.shared import Shared, python_call, shared_options, size
 
 if TYPE_CHECKING:
+    from qcore.data.shapes import Shape
     from qcore.model import Artifact, Model
     from qcore.recipe import Recipe
 
@@ -54,7 +55,9 @@ RECIPE_FLAGS = (
 @click.option("--propagate", type=click.Choice(["quantized", "reference"]), help="[quantized]")
 @click.option("--n-samples", type=int, help="Calibration samples. [256]")
 @click.option("--max-length", type=int, help="Tokens per sample. [2048]")
-@click.option("--shape", help="Shape of the rows, when it is not found by itself: messages, text.")
+@click.option(
+    "--shape", type=click.Choice(["messages", "text", "token_ids"]), help="Take only such rows."
+)
 @click.option("--seed", type=int, help="Seed of the choice of samples. [0]")
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is there.")
 @click.option(
@@ -74,7 +77,7 @@ def command(
     recipe_file: Path | None,
     format_name: str,
     keep: tuple[str, ...],
-    shape: str | None,
+    shape: Shape | None,
     overwrite: bool,
     dry_run: bool,
     **flags: Any,
@@ -114,7 +117,7 @@ def _run(
     calib: Path | None,
     out: Path,
     recipe: Recipe,
-    shape: str | None,
+    shape: Shape | None,
     format_name: str,
     overwrite: bool,
 ) -> int:
@@ -161,7 +164,7 @@ def report(shared: Shared, model: Model, artifact: Artifact, out: Path, allowed:
     }
     lines = [
         f"bytes        {size(model.bytes)} -> {size(artifact.bytes)}",
-        f"done         {out}   {artifact.digest[:19]}...   fallbacks {len(fallbacks)}"
+        f"done         {out}   {str(artifact.digest)[:19]}...   fallbacks {len(fallbacks)}"
         f"   warnings {len(shared.warnings)}",
         f"next         {next_command}",
     ]
@@ -204,7 +207,7 @@ def _python(
     recipe_file: Path | None,
     given: dict[str, Any],
     keep: tuple[str, ...],
-    shape: str | None,
+    shape: Shape | None,
     format_name: str,
     overwrite: bool,
 ) -> str:
@@ -218,18 +221,14 @@ def _python(
         lines.append(python_call("qc.Recipe", [], given, result="recipe"))
     lines += [f"recipe = recipe.with_(layers={pattern!r}, keep=True)" for pattern in keep]
     if calib is not None:
-        options = {"shape": shape}
-        lines.append(
-            f"calib = qc.Calibration.build({str(calib)!r}, model=m, n_samples=recipe.n_samples, "
-            f"max_length=recipe.max_length, seed=recipe.seed"
-            + "".join(f", {k}={v!r}" for k, v in options.items() if v is not None)
-            + ")"
-        )
+        settings = [f"{name}=recipe.{name}" for name in ("n_samples", "max_length", "seed")]
+        built = [repr(str(calib)), "model=m", *settings]
+        lines.append(python_call("qc.Calibration.build", built, {"shape": shape}, result="calib"))
     arguments = ["m", "recipe", *(["calib=calib"] if calib is not None else [])]
     options = {
         "out": str(out) if out else None,
         "format": None if format_name == "auto" else format_name,
+        "overwrite": overwrite or None,
     }
-    flags: dict[str, object] = {**options, "overwrite": True if overwrite else None}
-    lines.append(python_call("qc.quantize", arguments, flags, result="artifact"))
+    lines.append(python_call("qc.quantize", arguments, options, result="artifact"))
     return "\n".join(lines)

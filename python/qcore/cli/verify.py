@@ -60,9 +60,12 @@ def compare_readers(model: Model) -> int:
     names = sorted(model.quantized_layers)
     for name in names:
         layer = model.quantized(name)
-        ours = (layer.codes, layer.scales, layer.zeros)
-        theirs = second_reader.decode(config, tensors, name)
-        if not all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)):
+        codes, scales, zeros = second_reader.decode(config, tensors, name)
+        if not (
+            np.array_equal(layer.codes, codes)
+            and np.array_equal(layer.scales, scales)
+            and np.array_equal(layer.zeros, zeros)
+        ):
             raise FormatError(
                 "Two readers decode this layer differently.",
                 code="VERIFY_FAILED",

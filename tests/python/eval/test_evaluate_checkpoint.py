@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qcore.model import open_model
 
 import qcore
 from qcore.errors import NumericalError
 from qcore.eval import evaluate
+from qcore.model import open_model
 
 ASSETS = Path(qcore.__file__).parent / "assets"
 
