@@ -97,7 +97,7 @@ def collect(block: Block, stream: Stream, activations: str, *, advance: bool) ->
     """
     plan = block.plan
     hessians: dict[str, Hessian] = {x.tap: Hessian(x.in_features) for x in plan.linears}
-    readers = {
+    readers: dict[str, str] = {
         linear.tap: linear.name for linear in reversed(plan.linears)
     }  # the first layer that reads the tap
     for rows, lengths in stream.batches():
