@@ -20,13 +20,13 @@ CPP_FLOORS = ("base", "quant", "kernels", "calib", "solve", "model", "bind")
 FACE_FLOORS = (
     ("errors",),
     ("progress", "cards", "backends"),
-    ("spec", "arrays"),
-    ("layers", "finite"),
+    ("spec", "arrays", "finite"),
+    ("layers",),
     ("checkpoint", "formats", "data"),
     ("model",),
     (
         *("recipe", "recipe_values", "assignment", "record", "calibrate"),
-        *("fold", "solve_block", "rounding_damage", "quantize"),
+        *("fold", "solve_block", "rounding_damage", "job", "quantize"),
     ),
     ("eval",),
     ("report",),

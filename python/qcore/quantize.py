@@ -9,24 +9,20 @@ In memory: the weights of one block, the statistics of its inputs, and the hidde
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcore.assignment import SMALLEST_SAFE_BITS, Assignment, assign
-from qcore.calibrate import Stream, advance, collect, open_stream, pass_activations
+from qcore.calibrate import Stream, advance, collect, open_stream
 from qcore.errors import (
-    FormatError,
     InternalError,
-    MissingInputError,
-    RecipeError,
 )
 from qcore.finite import require_finite
-from qcore.formats import ArtifactWriter, Format, choose_format
+from qcore.formats import ArtifactWriter
+from qcore.job import Job, settle
 from qcore.model import Artifact, Model, open_model
-from qcore.progress import Progress, reporter
+from qcore.progress import reporter
 from qcore.recipe import Recipe, warn
 from qcore.record import RunClock, artifact_record
 from qcore.solve_block import SolvedBlock, solve_block
@@ -37,19 +33,6 @@ if TYPE_CHECKING:
 # Under this many effective tokens per input channel a Hessian is noisy (calibration page, section
 # 8).
 ENOUGH_TOKENS_PER_FEATURE = 4.0
-
-
-@dataclass
-class _Job:
-    """All that is settled before the first block runs."""
-
-    model: Model
-    recipe: Recipe
-    assignment: Assignment
-    format: Format
-    calibration: Calibration | None
-    activations: str
-    report: Progress
 
 
 def quantize(
@@ -85,7 +68,7 @@ def quantize(
     clock = RunClock()
     opened = model if isinstance(model, Model) else open_model(model)
     with reporter(progress) as report:
-        job = _settle(opened, recipe or Recipe(), calib, format, report)
+        job = settle(opened, recipe or Recipe(), calib, format, report)
         with ArtifactWriter(out, overwrite=overwrite, sources=[opened.path]) as writer:
             writer.plan(planned_tensors(job))
             clock.lap("prepare")
@@ -101,97 +84,7 @@ def quantize(
     return artifact
 
 
-def _settle(
-    model: Model,
-    recipe: Recipe,
-    calib: Calibration | str | Path | Iterable[Any] | None,
-    format: str,
-    report: Progress,
-) -> _Job:
-    """Every refusal that needs no work comes from here."""
-    _require_original(model)
-    chosen = choose_format(format, recipe.bits, recipe.symmetric)
-    assignment = assign(recipe, model.plan, chosen.scale_dtype(model.dtype))
-    widths = {linear.name: linear for linear in model.plan.linears}
-    chosen.check(
-        {
-            name: (spec, widths[name].out_features, widths[name].in_features)
-            for name, spec in assignment.specs.items()
-        }
-    )
-    calibration = _calibration(model, recipe, calib)
-    job = _Job(
-        model, recipe, assignment, chosen, calibration, pass_activations(recipe, model), report
-    )
-    _guard_low_bits(job)
-    return job
-
-
-def _require_original(model: Model) -> None:
-    if isinstance(model, Artifact):
-        found = model.quantization
-        raise FormatError(
-            f"{model.path} is already quantized ({found}).",
-            code="ALREADY_QUANTIZED",
-            where=str(model.path),
-            found=found,
-            remedy=f"Quantize the original{model.base_hint}.",
-        )
-
-
-def _calibration(
-    model: Model, recipe: Recipe, calib: Calibration | str | Path | Iterable[Any] | None
-) -> Calibration | None:
-    from qcore.data.calibration import Calibration
-
-    if not recipe.needs_data:
-        return calib if isinstance(calib, Calibration) else None
-    if calib is None:
-        raise MissingInputError(
-            f"Method {recipe.method!r} needs calibration data.",
-            code="CALIB_MISSING",
-            remedy='Pass --calib FILE with your own conversations, or use method "rtn".',
-        )
-    if isinstance(calib, Calibration):
-        return calib
-    return Calibration.build(
-        calib,
-        model=model,
-        n_samples=recipe.n_samples,
-        max_length=recipe.max_length,
-        seed=recipe.seed,
-    )
-
-
-def _guard_low_bits(job: _Job) -> None:
-    """Fewer than 4 bits need a reason; the refusal shows what rounding would do on the user's own
-    data.
-    """
-    if job.assignment.smallest_bits >= SMALLEST_SAFE_BITS or job.recipe.allow_low_bits:
-        return
-    from qcore.rounding_damage import rounding_damage
-
-    bits = job.assignment.smallest_bits
-    told = ""
-    if job.calibration is not None:
-        damage = {
-            b: rounding_damage(job.model, job.assignment, b, job.calibration)
-            for b in (SMALLEST_SAFE_BITS, bits)
-        }
-        told = " Measured on your data, plain rounding moves the predictions by KL " + " and ".join(
-            f"{kl:.3f} at {b} bits" for b, kl in damage.items()
-        )
-        told += "."
-    raise RecipeError(
-        f"The recipe asks for {bits} bits.{told}",
-        code="LOW_BIT",
-        found=bits,
-        needed=SMALLEST_SAFE_BITS,
-        remedy='Use 4 bits, or say why with --allow-low-bits "REASON".',
-    )
-
-
-def _run(job: _Job, writer: ArtifactWriter, clock: RunClock) -> dict[str, Any]:
+def _run(job: Job, writer: ArtifactWriter, clock: RunClock) -> dict[str, Any]:
     """The pass over the blocks; returns the record."""
     plan, recipe = job.model.plan, job.recipe
     stream: Stream | None = None
@@ -234,7 +127,7 @@ def _run(job: _Job, writer: ArtifactWriter, clock: RunClock) -> dict[str, Any]:
 
 
 def _block(
-    job: _Job, index: int, stream: Stream | None, enough: dict[str, float], clock: RunClock
+    job: Job, index: int, stream: Stream | None, enough: dict[str, float], clock: RunClock
 ) -> SolvedBlock:
     """One block: statistics, codes, and the stream moved behind it."""
     block = job.model.block(index)
@@ -272,7 +165,7 @@ def _thin_warnings(enough: Mapping[str, float]) -> list[dict[str, str]]:
     return [{"code": "CALIB_THIN", "message": text}]
 
 
-def planned_tensors(job: _Job) -> dict[str, tuple[str, tuple[int, ...]]]:
+def planned_tensors(job: Job) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Every tensor of the artifact before any exists: name -> (dtype, shape), in the order of the
     model.
     """
@@ -289,7 +182,7 @@ def planned_tensors(job: _Job) -> dict[str, tuple[str, tuple[int, ...]]]:
     return tensors
 
 
-def _write_block(job: _Job, writer: ArtifactWriter, index: int, solved: SolvedBlock) -> None:
+def _write_block(job: Job, writer: ArtifactWriter, index: int, solved: SolvedBlock) -> None:
     prefix = job.model.plan.blocks[index].prefix
     for name, reference in job.model.tensors.items():
         if not name.startswith(f"{prefix}."):
@@ -303,7 +196,7 @@ def _write_block(job: _Job, writer: ArtifactWriter, index: int, solved: SolvedBl
             writer.write(name, array)
 
 
-def _write_rest(job: _Job, writer: ArtifactWriter) -> None:
+def _write_rest(job: Job, writer: ArtifactWriter) -> None:
     prefixes = tuple(f"{block.prefix}." for block in job.model.plan.blocks)
     for name, reference in job.model.tensors.items():
         if not name.startswith(prefixes):
@@ -312,7 +205,7 @@ def _write_rest(job: _Job, writer: ArtifactWriter) -> None:
             writer.write(name, array)
 
 
-def artifact_files(job: _Job) -> dict[str, bytes | Path]:
+def artifact_files(job: Job) -> dict[str, bytes | Path]:
     """config.json with the runtime's quantization_config, and all that is carried over byte for
     byte.
     """

@@ -1,0 +1,126 @@
+"""What is settled before the first block runs: every refusal that needs no work comes from here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qcore.assignment import SMALLEST_SAFE_BITS, Assignment, assign
+from qcore.calibrate import pass_activations
+from qcore.errors import (
+    FormatError,
+    MissingInputError,
+    RecipeError,
+)
+from qcore.formats import Format, choose_format
+from qcore.model import Artifact, Model
+from qcore.progress import Progress
+from qcore.recipe import Recipe
+
+if TYPE_CHECKING:
+    from qcore.data.calibration import Calibration
+
+
+@dataclass
+class Job:
+    """All that is settled before the first block runs."""
+
+    model: Model
+    recipe: Recipe
+    assignment: Assignment
+    format: Format
+    calibration: Calibration | None
+    activations: str
+    report: Progress
+
+
+def settle(
+    model: Model,
+    recipe: Recipe,
+    calib: Calibration | str | Path | Iterable[Any] | None,
+    format: str,
+    report: Progress,
+) -> Job:
+    """Every refusal that needs no work comes from here."""
+    _require_original(model)
+    chosen = choose_format(format, recipe.bits, recipe.symmetric)
+    assignment = assign(recipe, model.plan, chosen.scale_dtype(model.dtype))
+    widths = {linear.name: linear for linear in model.plan.linears}
+    chosen.check(
+        {
+            name: (spec, widths[name].out_features, widths[name].in_features)
+            for name, spec in assignment.specs.items()
+        }
+    )
+    calibration = _calibration(model, recipe, calib)
+    job = Job(
+        model, recipe, assignment, chosen, calibration, pass_activations(recipe, model), report
+    )
+    _guard_low_bits(job)
+    return job
+
+
+def _require_original(model: Model) -> None:
+    if isinstance(model, Artifact):
+        found = model.quantization
+        raise FormatError(
+            f"{model.path} is already quantized ({found}).",
+            code="ALREADY_QUANTIZED",
+            where=str(model.path),
+            found=found,
+            remedy=f"Quantize the original{model.base_hint}.",
+        )
+
+
+def _calibration(
+    model: Model, recipe: Recipe, calib: Calibration | str | Path | Iterable[Any] | None
+) -> Calibration | None:
+    from qcore.data.calibration import Calibration
+
+    if not recipe.needs_data:
+        return calib if isinstance(calib, Calibration) else None
+    if calib is None:
+        raise MissingInputError(
+            f"Method {recipe.method!r} needs calibration data.",
+            code="CALIB_MISSING",
+            remedy='Pass --calib FILE with your own conversations, or use method "rtn".',
+        )
+    if isinstance(calib, Calibration):
+        return calib
+    return Calibration.build(
+        calib,
+        model=model,
+        n_samples=recipe.n_samples,
+        max_length=recipe.max_length,
+        seed=recipe.seed,
+    )
+
+
+def _guard_low_bits(job: Job) -> None:
+    """Fewer than 4 bits need a reason; the refusal shows what rounding would do on the user's own
+    data.
+    """
+    if job.assignment.smallest_bits >= SMALLEST_SAFE_BITS or job.recipe.allow_low_bits:
+        return
+    from qcore.rounding_damage import rounding_damage
+
+    bits = job.assignment.smallest_bits
+    told = ""
+    if job.calibration is not None:
+        damage = {
+            b: rounding_damage(job.model, job.assignment, b, job.calibration)
+            for b in (SMALLEST_SAFE_BITS, bits)
+        }
+        told = " Measured on your data, plain rounding moves the predictions by KL " + " and ".join(
+            f"{kl:.3f} at {b} bits" for b, kl in damage.items()
+        )
+        told += "."
+    raise RecipeError(
+        f"The recipe asks for {bits} bits.{told}",
+        code="LOW_BIT",
+        found=bits,
+        needed=SMALLEST_SAFE_BITS,
+        remedy='Use 4 bits, or say why with --allow-low-bits "REASON".',
+    )
