@@ -26,7 +26,7 @@ FACE_FLOORS = (
     ("model",),
     (
         *("recipe", "recipe_values", "assignment", "record", "calibrate"),
-        *("fold", "solve_block", "rounding_damage", "job", "quantize"),
+        *("fold", "solve_block", "rounding_damage", "job", "quantization"),
     ),
     ("eval",),
     ("report",),
@@ -220,7 +220,7 @@ def test_no_import_climbs() -> None:
 @pytest.mark.parametrize(
     ("relative", "source"),
     [
-        ("spec.py", "from qcore.quantize import quantize"),
+        ("spec.py", "from qcore.quantization import quantize"),
         ("formats/gptq.py", "def f():\n    import qcore.cli"),
         ("data/rows.py", "from ..model import Model"),
         ("errors.py", "from qcore import spec"),

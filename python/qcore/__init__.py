@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qcore.model import Artifact as Artifact
     from qcore.model import Model as Model
     from qcore.model import open_model as open
-    from qcore.quantize import quantize as quantize
+    from qcore.quantization import quantize as quantize
     from qcore.recipe import Recipe as Recipe
     from qcore.spec import QuantizedLinear as QuantizedLinear
     from qcore.spec import QuantSpec as QuantSpec
@@ -52,7 +52,7 @@ _HOMES = {
     "evaluate": ("qcore.eval", "evaluate"),
     "open": ("qcore.model", "open_model"),
     "packed_matmul": ("qcore.layers", "packed_matmul"),
-    "quantize": ("qcore.quantize", "quantize"),
+    "quantize": ("qcore.quantization", "quantize"),
     "quantize_gptq": ("qcore.layers", "quantize_gptq"),
     "quantize_rtn": ("qcore.layers", "quantize_rtn"),
     "search_awq_scales": ("qcore.layers", "search_awq_scales"),
@@ -87,7 +87,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'qcore' has no attribute {name!r}")
     module, attribute = _HOMES[name]
-    # A submodule may have the name of a public function (qcore.quantize): ours replaces it.
     value = getattr(import_module(module), attribute)
     globals()[name] = value
     return value

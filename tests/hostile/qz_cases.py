@@ -9,7 +9,7 @@ from typing import Any
 from hostile_files import CONFIG, SHAPES, Attempt, model, weights
 
 from qcore.model import open_model
-from qcore.quantize import quantize
+from qcore.quantization import quantize
 from qcore.recipe import Recipe
 
 # Wide enough for groups of 32.

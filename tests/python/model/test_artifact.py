@@ -11,7 +11,7 @@ import pytest
 
 from qcore.errors import ArgumentError, FormatError
 from qcore.model import Artifact, open_model
-from qcore.quantize import quantize
+from qcore.quantization import quantize
 from qcore.recipe import Override, Recipe
 
 KEPT = "model.layers.2.mlp.down_proj"
