@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-BUDGET_S = 120.0
+# Two minutes on two cores, counted as work: the wall clock measures what else the machine is doing.
+BUDGET_CPU_S = 2 * 120.0
+# A cell that hangs must end at last.
+CELL_S = 600
 
 
 def test_there_are_notebooks() -> None:
@@ -45,10 +48,12 @@ def test_a_notebook_runs_within_its_budget(
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
         notebook,
-        timeout=BUDGET_S,
+        timeout=CELL_S,
         kernel_name="python3",
         resources={"metadata": {"path": tmp_path}},
     )
-    start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     client.execute()
-    assert time.monotonic() - start <= BUDGET_S
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert 0 < worked_s <= BUDGET_CPU_S
