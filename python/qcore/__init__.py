@@ -5,7 +5,10 @@ Public names are those of `__all__`; each is loaded when first used, so `import 
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -83,6 +86,17 @@ __all__ = [
 ]
 
 
+class _Face(ModuleType):
+    """Keeps a submodule from taking the place of the public function that has its name (`quantize`).
+
+    The import system binds a submodule to its package when it is first loaded, by whomever.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'qcore' has no attribute {name!r}")
@@ -94,3 +108,24 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _load_core() -> None:
+    """Loads the compiled module, so that OpenMP's waiting threads sleep.
+
+    libgomp reads OMP_WAIT_POLICY once, when it is loaded, and by default lets threads spin for a
+    while after each parallel loop. On a machine with other work a pass was ten times slower for it.
+    Who has set the variable keeps their choice; the environment is left as it was.
+    """
+    name = "OMP_WAIT_POLICY"
+    chosen = name in os.environ
+    os.environ.setdefault(name, "passive")
+    try:
+        import_module("qcore._core")
+    finally:
+        if not chosen:
+            del os.environ[name]
+
+
+sys.modules[__name__].__class__ = _Face
+_load_core()

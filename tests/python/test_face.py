@@ -1,0 +1,70 @@
+"""The public names: complete, lazy, and never hidden by the module of the same name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import qcore
+
+
+def run_python(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={
+            **{k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"},
+            "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+            **environment,
+        },
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", qcore.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(qcore, name) is not None
+    assert name in dir(qcore)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        _ = qcore.quantise
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["", "import qcore.quantize; ", "from qcore.quantize import quantize; ", "qcore.quantize; "],
+)
+def test_quantize_is_the_function_whoever_loaded_its_module(before: str) -> None:
+    code = f"import qcore; {before}print(type(qcore.quantize).__name__)"
+    assert run_python(code) == "function"
+
+
+@pytest.mark.parametrize(
+    ("given", "left"), [({}, "None"), ({"OMP_WAIT_POLICY": "active"}, "active")]
+)
+def test_the_environment_is_left_as_it_was(given: dict[str, str], left: str) -> None:
+    code = "import os, qcore; print(os.environ.get('OMP_WAIT_POLICY'))"
+    assert run_python(code, **given) == left
+
+
+def test_waiting_threads_sleep() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", "import qcore"],
+        capture_output=True,
+        text=True,
+        env={
+            **{k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"},
+            "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+            # libgomp prints what it has read.
+            "OMP_DISPLAY_ENV": "true",
+        },
+        check=True,
+    ).stderr
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown
