@@ -6,9 +6,7 @@ Public names are those of `__all__`; each is loaded when first used, so `import 
 from __future__ import annotations
 
 import os
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -86,17 +84,6 @@ __all__ = [
 ]
 
 
-class _Face(ModuleType):
-    """Keeps a submodule from taking the place of the public function that has its name (`quantize`).
-
-    The import system binds a submodule to its package when it is first loaded, by whomever.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'qcore' has no attribute {name!r}")
@@ -127,5 +114,4 @@ def _load_core() -> None:
             del os.environ[name]
 
 
-sys.modules[__name__].__class__ = _Face
 _load_core()
