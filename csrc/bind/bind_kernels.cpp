@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "bind/arrays.h"
 #include "bind/bind.h"
+#include "bind/bind_spec.h"
 #include "bind/packed_weight.h"
 #include "kernels/attention/attention.h"
 #include "kernels/column_loop/column_loop.h"
@@ -51,25 +52,15 @@ py::array_t<float> dense_matmul(const py::array& x, const py::array& weight,
   return y;
 }
 
-template <typename T>
-const T* contiguous(const py::array& array, const char* name, int64_t rows, int64_t columns) {
-  const MatrixView<const T> view = as_matrix<T>(array, name);
-  require_shape(array, name, rows, columns);
-  if (view.rows > 1 && view.row_stride != view.columns) {
-    throw DtypeError(message(name, " is not C-contiguous. Pass np.ascontiguousarray(", name, ")."));
-  }
-  return view.data;
-}
-
 PackedWeight make_packed_weight(const py::array& codes, const py::array& scales,
                                 const py::array& zeros, int bits, int64_t group_size) {
-  const uint8_t* codes_data = contiguous<uint8_t>(codes, "codes", -1, -1);
+  const uint8_t* codes_data = as_contiguous<uint8_t>(codes, "codes", -1, -1);
   kernels::PackedWeightView shape{nullptr,    codes.shape(0), codes.shape(1),
                                   group_size, bits,           Dtype::kFloat32};
   kernels::packed_weight_bytes(shape);  // checks group_size before it divides
   const int64_t groups = shape.in_features / group_size;
-  const float* scales_data = contiguous<float>(scales, "scales", shape.out_features, groups);
-  const uint8_t* zeros_data = contiguous<uint8_t>(zeros, "zeros", shape.out_features, groups);
+  const float* scales_data = as_contiguous<float>(scales, "scales", shape.out_features, groups);
+  const uint8_t* zeros_data = as_contiguous<uint8_t>(zeros, "zeros", shape.out_features, groups);
   const py::gil_scoped_release nogil;
   shape.scale_dtype = kernels::narrowest_scale_dtype(scales_data, shape.out_features * groups);
   auto buffer = std::make_shared<PackedWeightBuffer>(shape);
