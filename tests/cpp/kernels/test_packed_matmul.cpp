@@ -87,6 +87,25 @@ void the_layout_is_as_described() {
   CHECK(packed_weight_bytes(shape) == (4 + 2) * 64);
 }
 
+// The row worked out in docs/formats.md: code(o, i) = (3 · o + i) mod 16, zeros 5 … 12.
+void the_worked_row_is_as_documented() {
+  const PackedWeightView shape{nullptr, 8, 8, 8, 4, Dtype::kFloat16};
+  CHECK(packed_weight_bytes(shape) == 2 * 64);
+  std::vector<uint8_t> codes(64);
+  for (size_t i = 0; i < 64; ++i) codes[i] = static_cast<uint8_t>((3 * (i / 8) + i % 8) % 16);
+  const std::vector<float> scales(8, 1.0f);
+  const std::vector<uint8_t> zeros = {5, 6, 7, 8, 9, 10, 11, 12};
+  Line lines[2];
+  pack_weight(codes.data(), scales.data(), zeros.data(), shape, lines[0].bytes);
+  const uint32_t expected[9] = {0x73625140, 0xA6958473, 0xD9C8B7A6, 0x0CFBEAD9, 0x3F2E1D0C,
+                                0x6251403F, 0x95847362, 0xC8B7A695, 0};
+  for (size_t o = 0; o < 9; ++o) {
+    const uint8_t* word = lines[0].bytes + 4 * o;
+    CHECK((word[0] | word[1] << 8 | word[2] << 16 | uint32_t{word[3]} << 24) == expected[o]);
+  }
+  for (size_t o = 0; o < 32; ++o) CHECK(lines[1].bytes[32 + o] == (o < 8 ? 5 + o : 0));
+}
+
 void scales_take_the_narrowest_exact_type() {
   const float half[2] = {0.1f, 1.0f};
   CHECK(narrowest_scale_dtype(half + 1, 1) == Dtype::kFloat16);
@@ -210,6 +229,7 @@ void refuses_what_it_cannot_take() {
 
 int main() {
   the_layout_is_as_described();
+  the_worked_row_is_as_documented();
   scales_take_the_narrowest_exact_type();
   packing_and_unpacking_are_inverse();
   every_backend_is_within_its_bound();
