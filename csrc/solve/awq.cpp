@@ -122,11 +122,17 @@ AwqSearch search_awq_scales(const std::vector<const float*>& weights,
       loss += scaled_loss(weights[i], rows[i], in_features, c, h.data(), spec);
     }
     if (step == 0) best.identity_loss = loss;
-    if (step == 0 || loss < best.loss) {
+    // A loss that overflowed gives way to any that did not.
+    if (step == 0 || loss < best.loss || (!std::isfinite(best.loss) && std::isfinite(loss))) {
       best.channel_scales = std::move(c);
       best.ratio = ratio;
       best.loss = loss;
     }
+  }
+  if (!std::isfinite(best.loss)) {
+    throw NumericalError(
+        message("SEARCH_FAILED: search_awq_scales: the losses of all exponents 0, ", 1.0 / kSteps,
+                " ... 1 are not finite; the last best is ", best.loss, "."));
   }
   return best;
 }

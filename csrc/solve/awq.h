@@ -23,7 +23,8 @@ struct AwqSearch {
 // Candidates c = c̄^α, α = 0, 0.05 … 1, the identity included; rounding is plain (rtn), the loss is
 // summed over the layers, a tie keeps the smaller α. c is clamped to 1e-4 and divided by √(max c ·
 // min c) over the live channels; channels with c̄ = 0 get c = 1. Throws ArgumentError for shapes,
-// NumericalError when statistics or weights are not finite.
+// NumericalError when statistics or weights are not finite, or (SEARCH_FAILED) no candidate's loss
+// is.
 AwqSearch search_awq_scales(const std::vector<const float*>& weights,
                             const std::vector<int64_t>& rows, int64_t in_features,
                             const double* hessian, const std::vector<double>& abs_mean,

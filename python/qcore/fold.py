@@ -17,6 +17,7 @@ import numpy as np
 
 from qcore import _core
 from qcore.checkpoint.architectures import BlockPlan, Fold, LinearPlan, NormPlan
+from qcore.errors import NumericalError
 from qcore.layers import Hessian
 from qcore.spec import Array, Float32Array, QuantSpec
 
@@ -68,13 +69,7 @@ def fold_block(
         tap = fold.consumers[0].tap
         spec = specs[fold.consumers[0].name]
         statistics = hessians[tap]
-        found = _core.search_awq_scales(
-            [block.weights[c.name] for c in fold.consumers],
-            statistics.hessian(),
-            statistics.abs_mean,
-            None if fold.tie is None else np.asarray(fold.tie, np.int64),
-            **spec.grid_arguments(fold.consumers[0].in_features),
-        )
+        found = _searched(fold, block.weights, statistics, spec)
         entry["ratio"], entry["loss"], entry["identity_loss"] = (
             found["ratio"],
             found["loss"],
@@ -86,6 +81,31 @@ def fold_block(
         for consumer in fold.consumers:
             block.weights[consumer.name] = block.weights[consumer.name] * scales
         block.scales[tap] = scales
+
+
+def _searched(
+    fold: Fold, weights: Mapping[str, Float32Array], statistics: Hessian, spec: QuantSpec
+) -> dict[str, Any]:
+    """The channel scales of one fold; a search without a finite loss names the layers."""
+    names = [linear.name for linear in fold.consumers]
+    try:
+        found: dict[str, Any] = _core.search_awq_scales(
+            [weights[name] for name in names],
+            statistics.hessian(),
+            statistics.abs_mean,
+            None if fold.tie is None else np.asarray(fold.tie, np.int64),
+            **spec.grid_arguments(fold.consumers[0].in_features),
+        )
+    except NumericalError as error:
+        if error.code != "SEARCH_FAILED":
+            raise
+        raise NumericalError(
+            f"{', '.join(names)}: {error.message}",
+            code=error.code,
+            where=names[0],
+            remedy='Look for outliers in the layer and its input, or use method = "gptq".',
+        ) from error
+    return found
 
 
 def divide_previous(fold: Fold, scales: Float32Array, block: BlockWeights) -> Float32Array:
