@@ -178,7 +178,7 @@ def _name_other_content(file: OpenFile, size: int, where: str) -> None:
         )
     if first[:2] == b"PK" or (first[0] == 0x80 and 2 <= first[1] <= 5):
         raise unsafe_pickle(where)
-    if all(byte in b"\t\r\n" or 0x20 <= byte < 0x7F for byte in first[:_LENGTH_BYTES]):
+    if all(byte in b"\t\r\n\x1b" or 0x20 <= byte < 0x7F for byte in first[:_LENGTH_BYTES]):
         text = escaped(first.decode("latin-1"), 80)
         raise _error(
             "ST_NOT_SAFETENSORS",
