@@ -69,7 +69,8 @@ def quantize(
     opened = model if isinstance(model, Model) else open_model(model)
     with reporter(progress) as report:
         job = settle(opened, recipe or Recipe(), calib, format, report)
-        with ArtifactWriter(out, overwrite=overwrite, sources=[opened.path]) as writer:
+        data = () if job.calibration is None else job.calibration.files
+        with ArtifactWriter(out, overwrite=overwrite, sources=[opened.path, *data]) as writer:
             writer.plan(planned_tensors(job))
             clock.lap("prepare")
             record = _run(job, writer, clock)

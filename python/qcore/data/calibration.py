@@ -33,10 +33,12 @@ class Calibration:
     Attributes:
         samples: in the order in which statistics are summed.
         card: sources, settings, counts, template, tokens.
+        files: what was read, so that no output is written over it.
     """
 
     samples: tuple[Sample, ...]
     card: CalibrationCard
+    files: tuple[Path, ...] = ()
 
     @classmethod
     def build(
@@ -145,7 +147,7 @@ class Calibration:
                 ),
                 stacklevel=2,
             )
-        return cls(tuple(samples), card)
+        return cls(tuple(samples), card, tuple(file.path for file in reader.files))
 
     @property
     def sequences(self) -> list[TokenArray]:
