@@ -173,6 +173,22 @@ def cb_archives(tmp: Path) -> list[Attempt]:
     return [calibrate(tmp / name) for name in ("a.zip", "a.tar", "zip.jsonl", "a.parquet")]
 
 
+def cb_inside_the_output(tmp: Path) -> list[Attempt]:
+    """The calibration file lies in the folder that would be replaced, or is that name itself."""
+    out = tmp / "out"
+    out.mkdir()
+    data = lines(out / "a.jsonl", CHAT, CHAT | {"id": 2})
+    built = Calibration.build(data, model=chat_model(), few_samples=True)
+
+    def into(place: Path, source: object) -> Attempt:
+        return Attempt(
+            lambda: qcore.quantize(ASSET, calib=source, out=place, overwrite=True, progress="none"),
+            limit_s=5.0,
+        )
+
+    return [into(out, data), into(out, built), into(data, built)]
+
+
 def pr_no_template(tmp: Path) -> Attempt:
     plain = SimpleNamespace(**{**vars(chat_model()), "template": None, "checkpoint": None})
     return calibrate([CHAT], plain)

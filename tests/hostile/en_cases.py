@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,41 @@ def en_output_in_input(tmp: Path) -> list[Attempt]:
     return [
         writing(out, sources=[source], overwrite=True)
         for out in (source, source / "out", tmp / "link", tmp / "link" / "out", tmp)
+    ]
+
+
+def en_odd_surroundings(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> list[Attempt]:
+    """No home, no folder for temporary files, no rights by default: each gives an artifact that verifies."""
+
+    def verified() -> None:
+        write(tmp / "out")
+        require_verified(tmp / "out")
+        shutil.rmtree(tmp / "out")
+
+    def without(name: str, value: str | None) -> Attempt:
+        def run() -> None:
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+            try:
+                verified()
+            finally:
+                monkeypatch.undo()
+
+        return Attempt(run)
+
+    def under_a_closed_umask() -> None:
+        before = os.umask(0o777)
+        try:
+            verified()
+        finally:
+            os.umask(before)
+
+    return [
+        without("HOME", None),
+        without("TMPDIR", str(tmp / "nowhere")),
+        Attempt(under_a_closed_umask),
     ]
 
 

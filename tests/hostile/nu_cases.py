@@ -7,10 +7,19 @@ from pathlib import Path
 import numpy as np
 from hostile_files import Attempt
 
-from qcore.layers import Hessian, dequantize, quantize_gptq, quantize_rtn
+from qcore import _core
+from qcore.layers import (
+    Float64Array,
+    Hessian,
+    dequantize,
+    quantize_gptq,
+    quantize_rtn,
+    search_awq_scales,
+)
 from qcore.spec import Float32Array, QuantSpec
 
 GRID = QuantSpec(4, 32)
+WIDE_GRID = QuantSpec(4, 32, scale_dtype="float32")
 
 
 def rounded(weight: Float32Array, bound: float) -> Attempt:
@@ -57,6 +66,44 @@ def nu_scale_underflows(tmp: Path) -> Attempt:
 
 def nu_no_tokens(tmp: Path) -> Attempt:
     return Attempt(lambda: quantize_gptq(np.ones((4, 64), np.float32), Hessian(64), GRID))
+
+
+def nu_rank_deficient(tmp: Path) -> list[Attempt]:
+    """Few tokens are damped away; a matrix that is not quite positive climbs; one without hope is named."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((4, 64)).astype(np.float32)
+    few = Hessian(64)
+    few.update(rng.standard_normal((3, 64)).astype(np.float32))
+    climbing = shifted(-0.08)
+    hopeless = shifted(-62.0)
+
+    def climbs() -> None:
+        factor = _core.factor_hessian(climbing, 32)
+        assert list(factor.damp_tried) == [0.03, 0.05, 0.1]
+        assert not factor.failed
+        quantize_gptq(weight, climbing, GRID)
+
+    return [
+        Attempt(lambda: quantize_gptq(weight, few, GRID), code="ok"),
+        Attempt(climbs, code="ok"),
+        Attempt(lambda: quantize_gptq(weight, hopeless, GRID)),
+    ]
+
+
+def shifted(smallest: float) -> Float64Array:
+    """(64, 64): 1 on the diagonal and one eigenvalue `smallest`, that of the vector of ones."""
+    matrix = np.full((64, 64), (smallest - 1.0) / 63)
+    np.fill_diagonal(matrix, 1.0)
+    return matrix
+
+
+def nu_search_overflows(tmp: Path) -> Attempt:
+    """Squares of the rounding errors times the Hessian leave float32 for every exponent."""
+    rng = np.random.default_rng(0)
+    weight = (1e15 * rng.standard_normal((4, 64))).astype(np.float32)
+    large = Hessian(64)
+    large.update((1e10 * rng.standard_normal((80, 64))).astype(np.float32))
+    return Attempt(lambda: search_awq_scales(weight, large, WIDE_GRID))
 
 
 def nu_odd_widths(tmp: Path) -> list[Attempt]:

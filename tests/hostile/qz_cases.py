@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from cb_cases import chat_model
 from hostile_files import CONFIG, SHAPES, Attempt, model, weights
 
+from qcore.data import Calibration
 from qcore.model import open_model
 from qcore.quantization import quantize
 from qcore.recipe import Recipe
@@ -48,6 +52,37 @@ def nu_nan_weight(tmp: Path) -> Attempt:
 
 def nu_infinite_weight(tmp: Path) -> Attempt:
     return quantizing(tmp, wide(tmp / "m", float("inf")))
+
+
+def calibrating(tmp: Path, changes: dict[str, float], **config: Any) -> Attempt:
+    """Quantize by GPTQ on one sample of ids; `changes` fill whole tensors of the model with a value."""
+    shapes = wide_shapes()
+    raw = bytearray(weights(shapes, fill=0.01))
+    end = len(raw)
+    for name in reversed(shapes):
+        begin = end - 4 * math.prod(shapes[name])
+        if name in changes:
+            raw[begin:end] = struct.pack("<f", changes[name]) * math.prod(shapes[name])
+        end = begin
+    folder = model(tmp / "m", bytes(raw), CONFIG | WIDE | {"num_key_value_heads": 1} | config)
+    recipe = Recipe.from_dict({"method": "gptq", "group_size": 32})
+
+    def run() -> None:
+        opened = open_model(folder)
+        vocabulary = SimpleNamespace(**{**vars(chat_model()), "config": opened.checkpoint.config})
+        data = Calibration.build([[1, 2, 3, 4, 5, 6] * 4], model=vocabulary, few_samples=True)
+        quantize(opened, recipe, calib=data, out=tmp / "out", progress="none")
+
+    return Attempt(run, limit_s=5.0)
+
+
+def nu_nan_activation(tmp: Path) -> Attempt:
+    return calibrating(tmp, {"model.embed_tokens.weight": float("nan")})
+
+
+def nu_infinite_activation(tmp: Path) -> Attempt:
+    # Finite weights; the normalized input, of norm 1 per channel, leaves float32 where it is over 1.14.
+    return calibrating(tmp, {"model.layers.0.input_layernorm.weight": 3e38})
 
 
 def cf_keeps_nothing(tmp: Path) -> Attempt:

@@ -141,8 +141,17 @@ def test_every_row_of_the_reference_is_listed_once() -> None:
 
 def test_every_row_is_built_or_says_what_it_waits_for() -> None:
     for row, case in CASES.items():
-        kinds = ({"case", "code", "build"}, {"case", "code", "later"})
+        kinds = [{"case", "code", kind} for kind in ("build", "test", "later")]
         assert set(case) - {"also"} in kinds, row
+
+
+def test_tests_that_rows_point_to_are_there() -> None:
+    named = {row: case["test"] for row, case in CASES.items() if "test" in case}
+    assert named
+    for row, test in named.items():
+        path, name = test.split("::")
+        source = (HERE.parents[1] / path).read_text(encoding="utf-8")
+        assert re.search(rf"^(def|void) {name}\(", source, re.MULTILINE), row
 
 
 def test_rows_and_builders_name_each_other() -> None:

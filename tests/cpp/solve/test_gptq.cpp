@@ -148,6 +148,31 @@ void bytes_depend_on_the_input_alone() {
   force_backend("");
 }
 
+#if defined(__x86_64__)
+// Flush-to-zero and denormals-are-zero, as fast-math libraries leave them behind. Every weight and
+// every scale is subnormal here, so all codes would differ.
+void flushing_of_subnormals_changes_no_byte() {
+  std::vector<float> weight = random_weight();
+  for (float& value : weight) value *= 0x1p-128f;
+  const QuantSpec spec{4, 48, false, true, Dtype::kFloat32};
+  const QuantizedWeight expected = rtn(weight.data(), kRows, kColumns, spec);
+  CHECK(expected.scales[0] > 0.0f);
+  constexpr unsigned kFlush = 0x8040;
+  const unsigned before = __builtin_ia32_stmxcsr();
+  for (const int threads : {1, 3}) {
+    set_threads(threads);
+    __builtin_ia32_ldmxcsr(before | kFlush);
+    const QuantizedWeight found = rtn(weight.data(), kRows, kColumns, spec);
+    const bool kept = __builtin_ia32_stmxcsr() == (before | kFlush);
+    __builtin_ia32_ldmxcsr(before);
+    CHECK(kept);
+    CHECK(equal(found, expected));
+  }
+}
+#else
+void flushing_of_subnormals_changes_no_byte() {}
+#endif
+
 void failures_are_flagged() {
   const double indefinite[4] = {1.0, 3.0, 3.0, 1.0};
   const GptqOptions options;
@@ -166,6 +191,7 @@ int main() {
   a_diagonal_hessian_gives_plain_rounding();
   compensation_lowers_the_loss();
   bytes_depend_on_the_input_alone();
+  flushing_of_subnormals_changes_no_byte();
   failures_are_flagged();
   return qcore::test::report();
 }
