@@ -56,6 +56,24 @@ struct Simd {
   static QCORE_INLINE F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   static QCORE_INLINE I bits(F v) { return _mm256_castps_si256(v); }
 
+  // Bits 0 … 3 of each word as float32.
+  static QCORE_INLINE F low_nibble_to_float(I a) { return to_float(both(a, spread_word(15))); }
+  // What nibble_pairs takes for one zero a word.
+  static QCORE_INLINE I nibble_shift(I zero) { return zero; }
+  // Byte i of each word: its low nibble is code i, its high nibble code 4 + i. pairs[p] holds code
+  // - zero of codes 2p and 2p + 1 as bfloat16: it has at most 8 significant bits, so the lower half
+  // of its float32 is 0.
+  static QCORE_INLINE void nibble_pairs(I a, I zero, I (&pairs)[4]) {
+    const auto value = [&](int i) {
+      const I code = both(shift_right(a, 8 * (i % 4) + i / 4 * 4), spread_word(15));
+      return bits(to_float(sub(code, zero)));
+    };
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) {
+      pairs[p] = either(shift_right(value(2 * p), 16), value(2 * p + 1));
+    }
+  }
+
   // 8 values of another type as float32 or int32.
   static QCORE_INLINE F load_bf16(const void* p) {
     const __m128i half = _mm_loadu_si128(static_cast<const __m128i*>(p));

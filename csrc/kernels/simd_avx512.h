@@ -49,6 +49,41 @@ struct Simd {
   static QCORE_INLINE F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   static QCORE_INLINE I bits(F v) { return _mm512_castps_si512(v); }
 
+  // Nibbles by table: a permutation looks at the low bits of an index alone.
+  // Bits 0 … 3 of each word as float32.
+  static QCORE_INLINE F low_nibble_to_float(I a) {
+    const F table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_permutexvar_ps(a, table);
+  }
+  // What nibble_pairs takes for one zero <= 16 a word.
+  static QCORE_INLINE I nibble_shift(I zero) {
+    return sub(spread_word(0x20202020), mul_words(zero, spread_word(0x01010101)));
+  }
+  // Byte i of each word: its low nibble is code i, its high nibble code 4 + i. pairs[p] holds code
+  // - zero of codes 2p and 2p + 1 as bfloat16. Bytes hold code - zero + 32, so none borrows from
+  // its neighbour; their low 5 bits are the table's index.
+  static QCORE_INLINE void nibble_pairs(I a, I shift, I (&pairs)[4]) {
+    const auto two = [](int low, int high) { return low | high << 16; };
+    // bfloat16 of 0 … 15, then of -16 … -1.
+    const I table = _mm512_setr_epi32(
+        two(0x0000, 0x3f80), two(0x4000, 0x4040), two(0x4080, 0x40a0), two(0x40c0, 0x40e0),
+        two(0x4100, 0x4110), two(0x4120, 0x4130), two(0x4140, 0x4150), two(0x4160, 0x4170),
+        two(0xc180, 0xc170), two(0xc160, 0xc150), two(0xc140, 0xc130), two(0xc120, 0xc110),
+        two(0xc100, 0xc0e0), two(0xc0c0, 0xc0a0), two(0xc080, 0xc040), two(0xc000, 0xbf80));
+    const I nibble = spread_word(0x0f0f0f0f);
+    const I low = _mm512_add_epi8(both(a, nibble), shift);
+    const I high = _mm512_add_epi8(both(shift_right(a, 4), nibble), shift);
+    // Bytes 0, 1 and 2, 3 of each word to the low bytes of its halves.
+    const I first_two = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
+    const I last_two = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1));
+    pairs[0] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(low, first_two), table);
+    pairs[1] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(low, last_two), table);
+    pairs[2] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(high, first_two), table);
+    pairs[3] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(high, last_two), table);
+  }
+
   // 16 values of another type as float32 or int32.
   static QCORE_INLINE F load_bf16(const void* p) {
     const __m256i half = _mm256_loadu_si256(static_cast<const __m256i*>(p));

@@ -11,6 +11,8 @@ namespace {
 using qcore::Dtype;
 using qcore::kernels::DecodeArgs;
 using qcore::kernels::kLineBytes;
+using qcore::kernels::OneRowArgs;
+using qcore::kernels::PackedLayout;
 
 constexpr int kVectorBytes = 4 * Simd::kLanes;
 
@@ -19,6 +21,7 @@ struct GroupVector {
   const uint8_t* codes;  // of the first line
   Simd::F scale;
   Simd::I zero;
+  Simd::F minus_zero;
 };
 
 QCORE_INLINE Simd::F load_scales(const uint8_t* scales, int v, Dtype dtype) {
@@ -33,11 +36,16 @@ QCORE_INLINE Simd::F load_scales(const uint8_t* scales, int v, Dtype dtype) {
   return Simd::load_f16(scales + v * kVectorBytes / 2);
 }
 
+QCORE_INLINE GroupVector group_vector(const uint8_t* group, const PackedLayout& layout,
+                                      Dtype scale_dtype, int v) {
+  const uint8_t* scales = group + layout.code_bytes;
+  const Simd::I zero = Simd::load_bytes(scales + layout.scale_bytes + v * Simd::kLanes);
+  return GroupVector{group + v * kVectorBytes, load_scales(scales, v, scale_dtype), zero,
+                     Simd::to_float(Simd::sub(Simd::spread_word(0), zero))};
+}
+
 QCORE_INLINE GroupVector group_vector(const DecodeArgs& args, int64_t g, int v) {
-  const uint8_t* group = args.groups + g * args.layout.group_bytes;
-  const uint8_t* scales = group + args.layout.code_bytes;
-  return GroupVector{group + v * kVectorBytes, load_scales(scales, v, args.scale_dtype),
-                     Simd::load_bytes(scales + args.layout.scale_bytes + v * Simd::kLanes)};
+  return group_vector(args.groups + g * args.layout.group_bytes, args.layout, args.scale_dtype, v);
 }
 
 // code - zero of input j of a line of 8, j = 0 … 7. Two lines of memory hold it when codes are
@@ -51,8 +59,7 @@ QCORE_INLINE Simd::F value_of(const GroupVector& group, int64_t line, int j) {
   } else {
     const Simd::I word = Simd::load_words(group.codes + line * kLineBytes);
     const int shift = 8 * (j % 4) + (j < 4 ? 0 : 4);
-    const Simd::I code = Simd::both(Simd::shift_right(word, shift), Simd::spread_word(15));
-    return Simd::to_float(Simd::sub(code, group.zero));
+    return Simd::add(Simd::low_nibble_to_float(Simd::shift_right(word, shift)), group.minus_zero);
   }
 }
 
@@ -82,6 +89,23 @@ QCORE_INLINE void put_scales(const DecodeArgs& args, int64_t g, int v, const Gro
   Simd::store_words(args.zeros + at, group.zero);
 }
 
+// The pairs of one line of 8 inputs. `shift` is Simd::nibble_shift of the group's zero.
+template <bool kBytes>
+QCORE_INLINE void line_pairs(const GroupVector& group, Simd::I shift, int64_t line,
+                             Simd::I (&pairs)[4]) {
+  if constexpr (kBytes) {
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) {
+      // |code - zero| <= 256 has at most 8 significant bits: the lower half of the float is 0.
+      const Simd::I even = Simd::bits(value_of<kBytes>(group, line, 2 * p));
+      const Simd::I odd = Simd::bits(value_of<kBytes>(group, line, 2 * p + 1));
+      pairs[p] = Simd::either(Simd::shift_right(even, 16), odd);
+    }
+  } else {
+    Simd::nibble_pairs(Simd::load_words(group.codes + line * kLineBytes), shift, pairs);
+  }
+}
+
 template <bool kBytes>
 void decode_pairs_of(const DecodeArgs& args) {
   const int64_t size = args.layout.padded_group;
@@ -89,16 +113,13 @@ void decode_pairs_of(const DecodeArgs& args) {
     for (int v = 0; v < kVectorsPerStrip; ++v) {
       const GroupVector group = group_vector(args, g, v);
       put_scales(args, g, v, group);
+      const Simd::I shift = Simd::nibble_shift(group.zero);
       uint32_t* out = args.panel + g * size / 2 * kStripWidth + v * Simd::kLanes;
       for (int64_t k = 0; k < size; k += 8) {
+        Simd::I pairs[4];
+        line_pairs<kBytes>(group, shift, k / 8, pairs);
 #pragma GCC unroll 4
-        for (int p = 0; p < 4; ++p) {
-          // |code - zero| <= 256 has at most 8 significant bits: the lower half of the float is 0.
-          const Simd::I even = Simd::bits(value_of<kBytes>(group, k / 8, 2 * p));
-          const Simd::I odd = Simd::bits(value_of<kBytes>(group, k / 8, 2 * p + 1));
-          Simd::store_words(out + (k / 2 + p) * kStripWidth,
-                            Simd::either(Simd::shift_right(even, 16), odd));
-        }
+        for (int p = 0; p < 4; ++p) Simd::store_words(out + (k / 2 + p) * kStripWidth, pairs[p]);
       }
     }
   }

@@ -18,6 +18,8 @@ constexpr int64_t kStepBytes = 4;
 constexpr int64_t kPanelSteps = 512;
 constexpr int64_t kShortPanelSteps = 96;
 constexpr int64_t kFewRows = 16;
+// Up to here decoding once for every row costs less than a panel.
+constexpr int64_t kSingleRows = 3;
 // A panel of long groups takes fewer strips.
 constexpr int64_t kMostPanelBytes = 256 << 10;
 // Converted rows of x held at a time; bounds the memory of a call.
@@ -26,6 +28,7 @@ constexpr int64_t kConvertedRows = 64;  // by one thread in one go
 
 using Decode = void (*)(const DecodeArgs&);
 using Multiply = void (*)(const TileArgs&);
+using OneRow = void (*)(const OneRowArgs&);
 
 // Rows of x as the tiles read them.
 struct PreparedRows {
@@ -55,11 +58,13 @@ class Product {
         group_steps_ = layout_.group_size;
         decode_ = tiles.decode_floats;
         multiply_ = tiles.multiply_floats;
+        one_row_ = tiles.one_row_floats;
         break;
       case Activations::kBfloat16:
         group_steps_ = layout_.padded_group / 2;
         decode_ = tiles.decode_pairs;
         multiply_ = tiles.multiply_pairs;
+        one_row_ = tiles.one_row_pairs;
         break;
       case Activations::kInt8:
         group_steps_ = layout_.padded_group / 4;
@@ -121,6 +126,10 @@ class Product {
 
   // y points to row 0 of x.
   void run_block(const Block& block, const PreparedRows& x, float* y) const {
+    if (block.rows <= kSingleRows && one_row_ != nullptr) {
+      run_single_rows(block, x, y);
+      return;
+    }
     const PanelShape shape = panel_shape(block.rows);
     const int64_t group_stride = shape.groups * kStripWidth;
     const int64_t panel_bytes = shape.strips * shape.strip_stride * kStepBytes;
@@ -159,6 +168,25 @@ class Product {
     }
   }
 
+  // Row by row over a few strips at a time, which the second-level cache keeps for the next row.
+  void run_single_rows(const Block& block, const PreparedRows& x, float* y) const {
+    OneRowArgs row;
+    row.layout = layout_;
+    row.bits = weight_.bits;
+    row.scale_dtype = weight_.scale_dtype;
+    constexpr int64_t kOutputs = kPanelStrips * kStripWidth;
+    for (int64_t n = block.output; n < block.output + block.outputs; n += kOutputs) {
+      row.strips = weight_.data + n / kStripWidth * layout_.strip_bytes;
+      row.outputs = std::min(kOutputs, block.output + block.outputs - n);
+      row.bias = args_.bias != nullptr ? args_.bias + n : nullptr;
+      for (int64_t r = block.row; r < block.row + block.rows; ++r) {
+        row.x = x.data + r * x.stride_bytes;
+        row.y = y + r * args_.y_stride + n;
+        one_row_(row);
+      }
+    }
+  }
+
   void decode_panel(int64_t output, int64_t group, int64_t groups, const PanelShape& shape,
                     const AlignedBuffer& scratch) const {
     const int64_t panel_bytes = shape.strips * shape.strip_stride * kStepBytes;
@@ -186,6 +214,7 @@ class Product {
   int64_t group_steps_ = 1;
   Decode decode_ = nullptr;
   Multiply multiply_ = nullptr;
+  OneRow one_row_ = nullptr;  // null: one row goes through a panel like more rows
 };
 
 using Function = void (*)(const PackedMatmulArgs&);

@@ -25,6 +25,18 @@ struct DecodeArgs {
   int32_t* zeros = nullptr;  // (n_groups, 16), written; not by decode_floats
 };
 
+// One row of x against consecutive strips, over all groups.
+struct OneRowArgs {
+  const uint8_t* strips = nullptr;
+  PackedLayout layout;
+  int bits = 4;
+  Dtype scale_dtype = Dtype::kFloat32;
+  const void* x = nullptr;  // float32 (K,), or as round_row writes it
+  int64_t outputs = 0;
+  const float* bias = nullptr;  // (outputs,) or null
+  float* y = nullptr;           // (outputs,), overwritten
+};
+
 // Steps of one group: group_size for floats, padded_group / 2 for pairs, padded_group / 4 for
 // codes.
 struct PackedTiles {
@@ -35,6 +47,8 @@ struct PackedTiles {
   void (*multiply_pairs)(const TileArgs& args);
   void (*multiply_nibble_codes)(const TileArgs& args);  // codes below 16
   void (*multiply_byte_codes)(const TileArgs& args);
+  void (*one_row_floats)(const OneRowArgs& args);
+  void (*one_row_pairs)(const OneRowArgs& args);
 
   // One row of x, its groups filled up with zeros to layout.padded_group.
   void (*round_row)(const float* x, const PackedLayout& layout, Bf16* rounded);
