@@ -1,7 +1,7 @@
 """Types of the compiled module: csrc/bind. Private; the public face is the rest of this package."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 import numpy.typing as npt
@@ -122,6 +122,8 @@ def rtn_clipped(
 ) -> Codes: ...
 
 class Factor:
+    # Made by factor_hessian; a call of the class itself ends in a TypeError.
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def in_features(self) -> int: ...
     @property
