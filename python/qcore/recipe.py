@@ -23,7 +23,9 @@ from qcore.recipe_values import (
     tables,
     toml_value,
     translated,
+    unique_keys,
     whole,
+    words,
 )
 from qcore.spec import BITS
 
@@ -133,8 +135,15 @@ class Recipe:
                 f"The recipe {path} cannot be read: {error}.", where=str(path)
             ) from error
         try:
-            data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+            data = (
+                json.loads(text, object_pairs_hook=unique_keys)
+                if path.suffix == ".json"
+                else tomllib.loads(text)
+            )
+        except RecipeError:
+            raise
+        # ValueError: syntax of either, and integers of thousands of digits.
+        except (ValueError, RecursionError) as error:
             raise RecipeError(
                 f"The recipe is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}.",
                 where=str(path),
@@ -145,6 +154,8 @@ class Recipe:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         """Builds a recipe from parsed keys, other tools' spellings included."""
+        if not isinstance(data, Mapping):
+            raise RecipeError("The recipe is not a table of settings.", found=type(data).__name__)
         values = dict(data)
         version = values.pop("version", RECIPE_VERSION)
         if version != RECIPE_VERSION:
@@ -169,7 +180,12 @@ class Recipe:
         """Every setting, in the order of the class, ready for JSON."""
         plain = asdict(self)
         plain["overrides"] = [
-            {key: value for key, value in asdict(o).items() if value not in (None, "", False)}
+            {
+                key: value
+                for key, value in asdict(o).items()
+                # `symmetric = false` is a choice, `keep = false` and no reason say nothing.
+                if value is not None and not (key in ("keep", "why") and not value)
+            }
             for o in self.overrides
         ]
         return plain
@@ -250,8 +266,21 @@ def _check_recipe(recipe: Recipe) -> None:
     whole("max_length", recipe.max_length, 1)
     whole("seed", recipe.seed, 0)
     whole("allow_fallback", recipe.allow_fallback, 0)
+    words("allow_low_bits", recipe.allow_low_bits)
+    if not isinstance(recipe.overrides, tuple) or not all(
+        isinstance(override, Override) for override in recipe.overrides
+    ):
+        raise RecipeError(
+            "overrides is not a tuple of Override.",
+            found=type(recipe.overrides).__name__,
+            remedy='Use recipe.with_(bits=8, layers="*.down_proj"), or Recipe.from_dict(...).',
+        )
     for override in recipe.overrides:
         matcher(override.match)
+        flag("overrides.keep", override.keep)
+        words("overrides.why", override.why)
+        if override.symmetric is not None:
+            flag("overrides.symmetric", override.symmetric)
         if override.bits is not None:
             choice("overrides.bits", override.bits, BITS)
         group_size_value("overrides.group_size", override.group_size)

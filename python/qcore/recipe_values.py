@@ -31,6 +31,15 @@ ALIASES = {
 }
 
 
+# Python's engine backtracks. Without repeated groups, where a choice or another repeat inside doubles
+# the work with each character, and without back references, n repeats of single characters cost
+# about length^n / n! steps, and a layer name has under a hundred characters. Flags are refused for
+# "x", which would let blanks hide a repeat.
+_MAY_EXPLODE = re.compile(r"\)[*+{]|\\[1-9]|\(\?P=|\(\?[aiLmsux-]")
+_REPEAT = re.compile(r"[*+{]")
+_MOST_REPEATS = 4
+
+
 def choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """One of a list."""
     if isinstance(value, bool) or value not in allowed:
@@ -63,9 +72,29 @@ def whole(name: str, value: object, least: int) -> None:
 
 def group_size_value(name: str, value: object) -> None:
     """None, -1 or a positive size."""
-    if value is None or value == -1:
+    if value is None or (value == -1 and isinstance(value, int)):
         return
     whole(name, value, 1)
+
+
+def words(name: str, value: object) -> None:
+    """A text."""
+    if not isinstance(value, str):
+        raise RecipeError(
+            f"{name} is {escaped(repr(value))}.", found=value, remedy="Write the reason as a text."
+        )
+
+
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys all differ, as TOML wants it too."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise RecipeError(
+            f"The recipe gives {escaped(twice)} twice.", code="RECIPE_CONFLICT", found=twice
+        )
+    return result
 
 
 def number(name: str, value: object, least: float, most: float) -> None:
@@ -85,6 +114,7 @@ def translated(values: Mapping[str, Any], known: set[str], where: str) -> dict[s
     for key, value in values.items():
         name, setting = ALIASES.get(key, key), value
         if key == "zero_point":
+            flag(key, value)
             name, setting = "symmetric", not value
         elif key in ("desc_act", "actorder"):
             if value not in (False, "none", None):
@@ -95,6 +125,8 @@ def translated(values: Mapping[str, Any], known: set[str], where: str) -> dict[s
                     remedy='Use act_order = "group": columns ordered inside each group.',
                 )
             name, setting = "act_order", "none"
+        elif key == "activations":
+            setting = "bfloat16" if value == "bf16" else value
         if name not in known:
             near = difflib.get_close_matches(key, sorted(known | set(ALIASES)), n=1)
             raise RecipeError(
@@ -143,14 +175,12 @@ def matcher(pattern: str) -> Callable[[str], object]:
             f"The pattern {escaped(pattern)!r} is not a regular expression: {error}.",
             code="RECIPE_REGEX",
         ) from error
-    # Python's engine backtracks; without a repeat inside a repeat and without back references its
-    # time stays polynomial
-    # in the layer name, and names are short.
-    if re.search(r"[*+}]\)?[*+{]|\([^)]*[*+}][^)]*\)[*+{]|\\[1-9]|\(\?P=", text):
+    if _MAY_EXPLODE.search(text) or len(_REPEAT.findall(text)) > _MOST_REPEATS:
         raise RecipeError(
-            f"The pattern {escaped(pattern)!r} repeats a repetition: its time can explode.",
+            f"The pattern {escaped(pattern)!r} can take for ever: it repeats a group, refers "
+            f"back, sets flags, or repeats more than {_MOST_REPEATS} times.",
             code="RECIPE_REGEX",
-            remedy="Write it without nested repeats or back references, or use a glob.",
+            remedy="Write several overrides, or use a glob.",
         )
     return compiled.fullmatch
 

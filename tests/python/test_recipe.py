@@ -1,5 +1,8 @@
 """Recipes: defaults, files, other tools' spellings, and every refusal by name."""
 
+import subprocess
+import sys
+
 import pytest
 
 from qcore.errors import RecipeError
@@ -60,7 +63,18 @@ def test_calibration_table_and_keep_list_are_read():
         ({"bits": 4, "w_bit": 3}, "RECIPE_CONFLICT"),
         ({"overrides": [{"match": "*", "bits": 8, "keep": True}]}, "RECIPE_CONFLICT"),
         ({"overrides": [{"match": "re:(a+)+b", "bits": 8}]}, "RECIPE_REGEX"),
+        ({"overrides": [{"match": "re:((.*))*X", "bits": 8}]}, "RECIPE_REGEX"),
+        ({"overrides": [{"match": "re:(.|.)*X", "bits": 8}]}, "RECIPE_REGEX"),
+        ({"overrides": [{"match": "re:(?x)(.*) *X", "bits": 8}]}, "RECIPE_REGEX"),
+        ({"overrides": [{"match": "re:.*.*.*.*.*X", "bits": 8}]}, "RECIPE_REGEX"),
         ({"overrides": [{"match": "re:(", "bits": 8}]}, "RECIPE_REGEX"),
+        ({"overrides": [{"match": "*", "symmetric": "yes"}]}, "RECIPE_VALUE"),
+        ({"overrides": [{"match": "*", "keep": "yes"}]}, "RECIPE_VALUE"),
+        ({"overrides": [{"match": "*", "why": 3}]}, "RECIPE_VALUE"),
+        ({"zero_point": "no"}, "RECIPE_VALUE"),
+        ({"group_size": -1.0}, "RECIPE_VALUE"),
+        ({"allow_low_bits": True}, "RECIPE_VALUE"),
+        ([1], "RECIPE_VALUE"),
         ({"overrides": [{"match": r"re:(a)\1", "bits": 8}]}, "RECIPE_REGEX"),
     ],
     ids=str,
@@ -99,3 +113,41 @@ def test_broken_files_are_refused(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match="cannot be read"):
         Recipe.load(path)
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", "[" * 100_000, '{"bits": ' + "9" * 5000 + "}"])
+def test_json_that_is_no_recipe_is_refused(tmp_path, text):
+    path = tmp_path / "recipe.json"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path)
+    assert caught.value.code == "RECIPE_VALUE"
+
+
+def test_a_key_given_twice_in_json_is_refused(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text('{"bits": 4, "bits": 8}')
+    with pytest.raises(RecipeError, match="gives bits twice") as caught:
+        Recipe.load(path)
+    assert caught.value.code == "RECIPE_CONFLICT"
+
+
+@pytest.mark.parametrize("suffix", ["toml", "json"])
+def test_an_asymmetric_override_of_a_symmetric_recipe_survives_a_file(tmp_path, suffix):
+    recipe = Recipe(symmetric=True).with_(layers="*.q_proj", symmetric=False)
+    recipe.save(tmp_path / f"recipe.{suffix}")
+    assert Recipe.load(tmp_path / f"recipe.{suffix}") == recipe
+
+
+def test_overrides_that_are_no_overrides_are_refused():
+    with pytest.raises(RecipeError, match="tuple of Override"):
+        Recipe(overrides=[{"match": "*"}])
+
+
+def test_bf16_is_short_for_bfloat16():
+    assert Recipe.from_dict({"activations": "bf16"}).activations == "bfloat16"
+
+
+def test_the_public_function_stays_when_the_module_of_its_name_is_imported():
+    code = "import qcore.quantize, qcore; assert qcore.quantize.__name__ == 'quantize', qcore"
+    subprocess.run([sys.executable, "-c", code + "; qcore.quantize.__kwdefaults__"], check=True)
