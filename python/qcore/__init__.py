@@ -6,9 +6,7 @@ Public names are those of `__all__`; each is loaded when first used, so `import 
 from __future__ import annotations
 
 import os
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -117,16 +115,3 @@ def _load_core() -> None:
 
 
 _load_core()
-
-
-class _Package(ModuleType):
-    """Keeps `qcore.quantize` the function: importing the submodule of that name, by whomever, would
-    otherwise put the module in its place.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

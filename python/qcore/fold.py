@@ -122,29 +122,37 @@ def divide_previous(fold: Fold, scales: Float32Array, block: BlockWeights) -> Fl
     ):  # one entry of v feeds several query heads: every channel tied to it has the same scale
         per_row = np.ones(rows.stop - rows.start, np.float32)
         per_row[np.asarray(fold.tie)] = scales
+    bias_name = f"{linear.name}.bias"
+    if bias_name in block.vectors:
+        stored = block.vectors[bias_name]
+        folded, per_row = _divided(stored[rows], per_row, np.float32(0.0))
+        block.vectors[bias_name] = stored.copy()
+        block.vectors[bias_name][rows] = folded
+        block.changed.add(bias_name)
     weight = block.weights[linear.name].copy()
     weight[rows] /= per_row[:, None]
     block.weights[linear.name] = weight
-    bias_name = f"{linear.name}.bias"
-    if bias_name in block.vectors:
-        bias = block.vectors[bias_name].astype(np.float32)
-        bias[rows] /= per_row
-        block.vectors[bias_name] = bias.astype(block.vectors[bias_name].dtype)
-        block.changed.add(bias_name)
-    return scales
+    return per_row if fold.tie is None else per_row[np.asarray(fold.tie)]
 
 
 def _divide_norm(norm: NormPlan, scales: Float32Array, block: BlockWeights) -> Float32Array:
-    """w' = round(w / c) in the stored type, then c is taken back from w', so that the fold is exact
-    in float32.
-    """
-    stored = block.vectors[norm.name]
     shift = np.float32(1.0 if norm.plus_one else 0.0)
+    block.vectors[norm.name], ratio = _divided(block.vectors[norm.name], scales, shift)
+    block.changed.add(norm.name)
+    return ratio
+
+
+def _divided(stored: Array, scales: Float32Array, shift: np.float32) -> tuple[Array, Float32Array]:
+    """Divides a stored vector v, which acts as v + shift, by c; returns it and the c really applied.
+
+    v' = round((v + shift) / c - shift) in the stored type, then c is taken back from v', so that
+    the fold is exact in float32. An entry that acts as 0 takes any c; one that would become 0
+    stays.
+    """
     gain = stored.astype(np.float32) + shift
     folded = (gain / scales - shift).astype(stored.dtype)
     new_gain = folded.astype(np.float32) + shift
     usable = (gain != 0) & (new_gain != 0)
-    block.vectors[norm.name] = np.where(usable, folded, stored)
-    block.changed.add(norm.name)
-    ratio: npt.NDArray[np.float32] = np.divide(gain, new_gain, out=np.ones_like(gain), where=usable)
-    return ratio
+    ratio: npt.NDArray[np.float32] = np.where(gain == 0, scales, np.float32(1.0))
+    np.divide(gain, new_gain, out=ratio, where=usable)
+    return np.where(usable, folded, stored), ratio

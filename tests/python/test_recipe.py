@@ -1,8 +1,5 @@
 """Recipes: defaults, files, other tools' spellings, and every refusal by name."""
 
-import subprocess
-import sys
-
 import pytest
 
 from qcore.errors import RecipeError
@@ -146,8 +143,3 @@ def test_overrides_that_are_no_overrides_are_refused():
 
 def test_bf16_is_short_for_bfloat16():
     assert Recipe.from_dict({"activations": "bf16"}).activations == "bfloat16"
-
-
-def test_the_public_function_stays_when_the_module_of_its_name_is_imported():
-    code = "import qcore.quantize, qcore; assert qcore.quantize.__name__ == 'quantize', qcore"
-    subprocess.run([sys.executable, "-c", code + "; qcore.quantize.__kwdefaults__"], check=True)
