@@ -14,7 +14,7 @@ def require_finite(array: Array, name: str) -> None:
     """Every value is finite.
 
     Raises:
-        NumericalError: VALUE_NAN or VALUE_INF: tensor, row, column, how many in that slice.
+        NumericalError: VALUE_NAN or VALUE_INF: tensor, row and column of the first, how many.
     """
     if not array.size or np.issubdtype(array.dtype, np.integer):
         return
@@ -26,9 +26,13 @@ def require_finite(array: Array, name: str) -> None:
         if bad.size:
             row, column = divmod(begin + int(bad[0]), columns)
             kind = "NaN" if np.isnan(values[bad[0]]) else "infinity"
+            count = bad.size + sum(
+                np.count_nonzero(~np.isfinite(flat[at : at + _SLICE_VALUES].astype(np.float32)))
+                for at in range(begin + _SLICE_VALUES, flat.size, _SLICE_VALUES)
+            )
             raise NumericalError(
                 f"{escaped(name)} holds {kind} at row {row}, column {column} "
-                f"({bad.size} such values near it).",
+                f"({count:,} of its values are not finite).",
                 code="VALUE_NAN" if kind == "NaN" else "VALUE_INF",
                 where=escaped(name),
                 found=kind,

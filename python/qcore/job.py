@@ -45,7 +45,9 @@ def settle(
 ) -> Job:
     """Every refusal that needs no work comes from here."""
     _require_original(model)
-    chosen = choose_format(format, recipe.bits, recipe.symmetric)
+    # The format depends on the layers' grids, and the type of their scales on the format.
+    grids = assign(recipe, model.plan, "float16").exceptions
+    chosen = choose_format(format, recipe.bits, recipe.symmetric, grids.values())
     assignment = assign(recipe, model.plan, chosen.scale_dtype(model.dtype))
     widths = {linear.name: linear for linear in model.plan.linears}
     chosen.check(

@@ -8,16 +8,14 @@ In memory: the weights of one block, the statistics of its inputs, and the hidde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qcore.calibrate import Stream, advance, collect, open_stream
-from qcore.errors import (
-    InternalError,
-)
+from qcore.errors import InternalError
 from qcore.finite import require_finite
 from qcore.formats import ArtifactWriter
 from qcore.job import Job, settle
@@ -28,6 +26,7 @@ from qcore.record import RunClock, artifact_record
 from qcore.solve_block import SolvedBlock, solve_block
 
 if TYPE_CHECKING:
+    from qcore.checkpoint.checkpoint import TensorRef
     from qcore.data.calibration import Calibration
 
 # Under this many effective tokens per input channel a Hessian is noisy (calibration page, section
@@ -88,6 +87,10 @@ def quantize(
 def _run(job: Job, writer: ArtifactWriter, clock: RunClock) -> dict[str, Any]:
     """The pass over the blocks; returns the record."""
     plan, recipe = job.model.plan, job.recipe
+    # Before any work: a NaN here would come to light as one of the first block's activations, or
+    # after the last block.
+    for name, reference in _outside_blocks(job):
+        require_finite(reference.array(), name)
     stream: Stream | None = None
     if job.calibration is not None and recipe.needs_data:
         stream = open_stream(job.model, job.calibration.sequences, recipe)
@@ -137,6 +140,10 @@ def _block(
         for linear in block.plan.linears
         if linear.name in job.assignment.specs
     }
+    prefix = block.plan.prefix
+    for name, reference in job.model.tensors.items():
+        if name.startswith(f"{prefix}."):
+            require_finite(reference.array(), name)
     if stream is None:
         return solve_block(block, specs, job.recipe, None)
     last = index + 1 == len(job.model.plan.blocks)
@@ -192,18 +199,20 @@ def _write_block(job: Job, writer: ArtifactWriter, index: int, solved: SolvedBlo
         if name.endswith(".weight") and layer in solved.layers:
             writer.write_layer(layer, solved.layers[layer], job.format)
         else:
-            array = solved.vectors.get(name, reference.array())
-            require_finite(array, name)
-            writer.write(name, array)
+            writer.write(name, solved.vectors.get(name, reference.array()))
 
 
 def _write_rest(job: Job, writer: ArtifactWriter) -> None:
+    for name, reference in _outside_blocks(job):
+        writer.write(name, reference.array())
+
+
+def _outside_blocks(job: Job) -> Iterator[tuple[str, TensorRef]]:
+    """Embedding, final norm and head."""
     prefixes = tuple(f"{block.prefix}." for block in job.model.plan.blocks)
     for name, reference in job.model.tensors.items():
         if not name.startswith(prefixes):
-            array = reference.array()
-            require_finite(array, name)
-            writer.write(name, array)
+            yield name, reference
 
 
 def artifact_files(job: Job) -> dict[str, bytes | Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,25 +12,34 @@ from qcore.formats.base import Format
 from qcore.formats.compressed_tensors import CompressedTensorsFormat, CompressedTensorsReader
 from qcore.formats.gptq import GptqReader, GptqV1, GptqV2
 from qcore.formats.reader import QuantizedReader, refused_setting
+from qcore.spec import QuantSpec
 
 FORMATS: dict[str, Format] = {
     fmt.name: fmt for fmt in (GptqV1(), GptqV2(), AwqFormat(), CompressedTensorsFormat())
 }
 
 
-def choose_format(name: str, bits: int, symmetric: bool) -> Format:
-    """The format of that name; "auto" takes the one that most runtimes load for this grid.
+def choose_format(
+    name: str, bits: int, symmetric: bool, exceptions: Iterable[QuantSpec] = ()
+) -> Format:
+    """The format of that name; "auto" takes the one that most runtimes load for these grids.
 
-    auto: awq for 4 bits asymmetric, gptq (v1) for symmetric, gptq_v2 for other asymmetric widths. Whether every layer
-    fits is `Format.check`'s question.
+    auto: awq for 4 bits asymmetric, gptq (v1) for symmetric, gptq_v2 for other asymmetric widths
+    and for layers of different grids. Whether every layer fits is `Format.check`'s question.
+
+    Args:
+        name: "auto" or a format's name.
+        bits, symmetric: the grid of most layers.
+        exceptions: the grids of the other layers.
 
     Raises:
         RecipeError: FORMAT_TARGET, with the nearest name.
     """
     if name == "auto":
-        if symmetric:
-            return FORMATS["gptq"]
-        return FORMATS["awq" if bits == 4 else "gptq_v2"]
+        grids = {(bits, symmetric), *((spec.bits, spec.symmetric) for spec in exceptions)}
+        if grids == {(4, False)}:
+            return FORMATS["awq"]
+        return FORMATS["gptq" if all(fixed for _, fixed in grids) else "gptq_v2"]
     if name not in FORMATS:
         known = ["auto", *FORMATS]
         near = get_close_matches(name, known, n=1)

@@ -207,6 +207,21 @@ def test_auto_takes_what_most_runtimes_load(bits: int, symmetric: bool, chosen: 
     assert choose_format("ct", bits, symmetric).name == "ct"
 
 
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "exception", "chosen"),
+    [
+        (4, False, QuantSpec(4, 64, False), "awq"),
+        (4, False, QuantSpec(8, 64, False), "gptq_v2"),
+        (4, True, QuantSpec(8, 64, True), "gptq"),
+        (4, True, QuantSpec(4, 64, False), "gptq_v2"),
+    ],
+)
+def test_auto_takes_one_that_holds_every_layer(
+    bits: int, symmetric: bool, exception: QuantSpec, chosen: str
+) -> None:
+    assert choose_format("auto", bits, symmetric, [exception]).name == chosen
+
+
 def test_an_unknown_format_answers_with_the_nearest() -> None:
     with pytest.raises(RecipeError, match="gptq_v2") as told:
         choose_format("gptq_v3", 4, False)

@@ -162,19 +162,49 @@ def test_nan_weight_is_named_and_nothing_is_written(nan_model, conversations, tm
         call()
 
 
-def test_nan_activation_is_named(cut_model, conversations, tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.embed_tokens.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.norm.weight",
+    ],
+)
+def test_a_damaged_tensor_is_named_rather_than_what_it_spoils(
+    cut_model, conversations, tmp_path, name
+):
     def poison(tensors):
-        tensors["model.embed_tokens.weight"] = np.full_like(
-            tensors["model.embed_tokens.weight"], np.nan
-        )
+        damaged = tensors[name].copy()
+        damaged.flat[7] = damaged.flat[9] = np.nan
+        tensors[name] = damaged
 
     model = cut_model(tmp_path / "model", change=poison)
+    with pytest.raises(NumericalError, match=r"row 0, column 7 \(2 of its values") as caught:
+        run(model, tmp_path / "out", Recipe(**SMALL), conversations)
+    assert (caught.value.code, caught.value.where) == ("VALUE_NAN", name)
+
+
+def test_overflowing_activation_is_named(cut_model, conversations, tmp_path):
+    def inflate(tensors):
+        for part in ("gate_proj", "up_proj"):
+            name = f"model.layers.0.mlp.{part}.weight"
+            tensors[name] = (tensors[name].astype(np.float32) * 1e25).astype(tensors[name].dtype)
+
+    model = cut_model(tmp_path / "model", change=inflate)
     refused(
         tmp_path,
-        "ACTIVATION_NAN",
+        "ACTIVATION_INF",
         NumericalError,
         lambda: run(model, tmp_path / "out", Recipe(**SMALL), conversations),
     )
+
+
+def test_auto_format_holds_the_exceptions_too(one_block, tmp_path):
+    recipe = Recipe(method="rtn").with_(layers="*.down_proj", bits=8)
+    artifact = run(one_block, tmp_path / "out", recipe, None)
+    assert artifact.record["format"] == "gptq_v2"
+    assert artifact.quantized("model.layers.0.mlp.down_proj").spec.bits == 8
 
 
 @pytest.mark.parametrize(
