@@ -66,6 +66,9 @@ def quantize(
     """
     clock = RunClock()
     opened = model if isinstance(model, Model) else open_model(model)
+    # A destination that will be refused is refused before the calibration data is read.
+    with ArtifactWriter(out, overwrite=overwrite, sources=[opened.path, *_data_paths(calib)]):
+        pass
     with reporter(progress) as report:
         job = settle(opened, recipe or Recipe(), calib, format, report)
         data = () if job.calibration is None else job.calibration.files
@@ -82,6 +85,13 @@ def quantize(
     if not isinstance(artifact, Artifact):
         raise InternalError(f"{out} was written but does not open as an artifact.")
     return artifact
+
+
+def _data_paths(calib: object) -> list[str | Path]:
+    """The files of the calibration data, as far as they are known before it is read."""
+    if isinstance(calib, (str, Path)):
+        return [calib] if Path(calib).exists() else []
+    return list(getattr(calib, "files", ()))
 
 
 def _run(job: Job, writer: ArtifactWriter, clock: RunClock) -> dict[str, Any]:

@@ -200,6 +200,19 @@ def test_overflowing_activation_is_named(cut_model, conversations, tmp_path):
     )
 
 
+def test_a_taken_name_is_refused_before_the_data_is_read(one_block, tmp_path):
+    def unread():
+        raise AssertionError("the data was read")
+        yield
+
+    refused(
+        tmp_path,
+        "OUTPUT_EXISTS",
+        OutputError,
+        lambda: run(one_block, tmp_path, Recipe(**SMALL), unread()),
+    )
+
+
 def test_auto_format_holds_the_exceptions_too(one_block, tmp_path):
     recipe = Recipe(method="rtn").with_(layers="*.down_proj", bits=8)
     artifact = run(one_block, tmp_path / "out", recipe, None)
