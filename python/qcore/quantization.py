@@ -79,8 +79,14 @@ def quantize(
             for name, content in artifact_files(job).items():
                 writer.add_file(name, content)
             writer.publish(record, clock.to_dict)
-        fallbacks = len(record["fallbacks"])
-        report({"event": "done", "out": str(out), "fallbacks": fallbacks})
+        fallbacks = record["fallbacks"]
+        report({"event": "done", "out": str(out), "fallbacks": len(fallbacks)})
+    if len(fallbacks) > job.recipe.allow_fallback:
+        warn(
+            f"{len(fallbacks)} layers fell back to plain rounding: {', '.join(fallbacks[:3])}"
+            f"{' ...' if len(fallbacks) > 3 else ''}. Use more or other calibration data.",
+            "HESSIAN_SINGULAR",
+        )
     artifact = open_model(out)
     if not isinstance(artifact, Artifact):
         raise InternalError(f"{out} was written but does not open as an artifact.")

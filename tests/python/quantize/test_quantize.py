@@ -309,5 +309,28 @@ def test_layer_that_cannot_be_factored_is_rounded_counted_and_named(
         "factor_hessian",
         lambda *args, **kwargs: Failed(real(*args, **kwargs)),
     )
-    artifact = run(one_block, tmp_path / "out", Recipe(**SMALL), conversations)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        artifact = qcore.quantize(
+            one_block,
+            Recipe(**SMALL),
+            calib=conversations,
+            out=tmp_path / "out",
+            progress="none",
+        )
     assert artifact.record["fallbacks"] == [linear.name for linear in artifact.plan.linears]
+    assert any("7 layers fell back to plain rounding" in str(entry.message) for entry in told)
+
+
+def test_float16_checkpoint_is_quantized(cut_model, conversations, tmp_path):
+    def to_float16(tensors):
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.astype(np.float16)
+
+    model = cut_model(tmp_path / "half", change=to_float16)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "torch_dtype": "float16"}))
+    for form in ("awq", "ct"):
+        artifact = run(model, tmp_path / form, Recipe(**SMALL), conversations, format=form)
+        assert artifact.dtype == "float16"
+        artifact.verify(full=True)
