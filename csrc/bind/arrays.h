@@ -14,7 +14,8 @@ namespace qcore::bind {
 
 namespace py = pybind11;
 
-// (rows, columns), rows contiguous, rows may be strided. T: float, double, uint8_t, int32_t, int64_t.
+// (rows, columns), rows contiguous, rows may be strided. T: float, double, uint8_t, int32_t,
+// int64_t.
 template <typename T>
 MatrixView<const T> as_matrix(const py::array& array, const char* name);
 

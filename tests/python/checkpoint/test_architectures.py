@@ -71,7 +71,7 @@ def refusal(code: str, *parts: str, **changes: Any) -> FormatError:
 
 
 def test_unknown_architecture_is_refused_with_close_matches_and_the_list():
-    error = refusal("ARCH_UNSUPPORTED", "lama", "Close matches: llama", model_type="lama")
+    error = refusal("ARCH_UNSUPPORTED", "llamaa", "Close matches: llama", model_type="llamaa")
     assert error.needed == list(ARCHITECTURES)
 
 
