@@ -137,9 +137,10 @@ def listen(shared: Shared) -> None:
         message: Warning | str, category: type[Warning], *rest: object, **named: object
     ) -> None:
         code = getattr(message, "code", "") or category.__name__
-        shared.warnings.append({"code": code, "message": str(message)})
+        text = str(message).removeprefix(f"{code}: ")
+        shared.warnings.append({"code": code, "message": text})
         if not shared.quiet:
-            click.echo(f"qcore: warning: {code}: {message}", err=True)
+            click.echo(f"qcore: warning: {code}: {text}", err=True)
 
     warnings.showwarning = show
 

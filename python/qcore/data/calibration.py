@@ -138,10 +138,11 @@ class Calibration:
             card["template"] = {"sha256": chat_template.sha256, "source": origin}
         if len(samples) < FEW_SAMPLES and not few_samples:
             wanted = "all" if n_samples is None else str(n_samples)
+            told = f" ({reasons(dropped)})" if reasons(dropped) else ""
             warnings.warn(
                 QcoreWarning(
                     f"CALIB_TOO_SMALL: {len(samples)} samples are left, {wanted} wanted; "
-                    f"fewer than {FEW_SAMPLES} make noisy statistics ({reasons(dropped)}). "
+                    f"fewer than {FEW_SAMPLES} make noisy statistics{told}. "
                     "Add data, or say few_samples=True.",
                     "CALIB_TOO_SMALL",
                 ),

@@ -62,6 +62,8 @@ def test_quantize_prints_json_and_takes_every_flag(
     told = printed(capsys, ["quantize", MODEL, *QUICK, *flags, "-o", str(out), "--quiet"])
     assert told["out"] == str(out)
     assert told["fallbacks"] == []
+    assert [warning["code"] for warning in told["warnings"]] == ["CALIB_TOO_SMALL", "CALIB_THIN"]
+    assert told["warnings"][0]["message"].startswith("4 samples are left, 4 wanted")
     opened = qcore.open(out)
     assert opened.digest == told["digest"]
     recipe = opened.record["recipe"]
