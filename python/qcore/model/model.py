@@ -18,13 +18,12 @@ from qcore.checkpoint.architectures import DecoderPlan, LinearPlan, check_tensor
 from qcore.errors import ArgumentError, escaped
 from qcore.formats import QuantizedReader, detect, read_record, require_verified
 from qcore.model.block import Block, gain_of
-from qcore.model.sampling import Sampling
+from qcore.model.generation import checked_prompt, generate_batch, steps
 from qcore.spec import Array, Float32Array, QuantizedLinear
 
 if TYPE_CHECKING:
     from qcore.checkpoint import Tokenizer
 
-ACTIVATIONS = ("float32", "bfloat16", "int8")
 _SIZES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
@@ -57,14 +56,14 @@ class Model:
         plan: what its config describes; the tensors are compared with it.
     """
 
+    quantized_layers: frozenset[str] = frozenset()
+    """Names of the layers that are stored as codes."""
+
     def __init__(self, checkpoint: Checkpoint, plan: DecoderPlan) -> None:
-        check_tensors(plan, checkpoint, self._packed_layers(checkpoint))
+        check_tensors(plan, checkpoint, tuple(self.quantized_layers))
         self.checkpoint = checkpoint
         self.plan = plan
         self._held: list[Block] | None = None
-
-    def _packed_layers(self, checkpoint: Checkpoint) -> tuple[str, ...]:
-        return ()
 
     @property
     def path(self) -> Path:
@@ -167,89 +166,43 @@ class Model:
         Returns:
             The new text, or the new ids for ids; without the end token.
         """
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
-        elif len(prompt) and isinstance(prompt[0], Mapping):
-            ids = self.tokenizer.encode(self._rendered(prompt), add_special_tokens=False)
-        else:
-            return list(self.stream(prompt, **options))
-        return self.tokenizer.decode(self.stream(ids, **options), skip_special_tokens=True)
+        return self.generate_batch([prompt], **options)[0]
 
-    def stream(
-        self,
-        token_ids: Sequence[int] | Array,
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        activations: str | None = None,
-    ) -> Iterator[int]:
+    def generate_batch(
+        self, prompts: Sequence[Any], *, batch_size: int = 8, **options: Any
+    ) -> list[Any]:
+        """`generate` for many prompts; up to `batch_size` of them share each pass over the weights.
+
+        Args:
+            prompts: texts, conversations or lists of token ids.
+            batch_size: sequences that grow together. A step for 8 costs little more than for one,
+                because reading the weights takes most of the time.
+            **options: those of `generate`. With float32 or bfloat16 activations each answer is the
+                one that `generate` gives for the prompt alone.
+
+        Returns:
+            For each prompt the new text, or the new ids for ids.
+        """
+        return generate_batch(self, prompts, batch_size, options)
+
+    def stream(self, token_ids: Sequence[int] | Array, **options: Any) -> Iterator[int]:
         """The ids that `generate` adds, one by one, up to the end token or the context's end.
+
+        Args:
+            token_ids: the prompt.
+            **options: those of `generate`.
 
         Raises:
             ArgumentError: an empty prompt, one longer than the context, or an option out of range.
         """
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        activations = self._activations(activations)
-        ids = np.ascontiguousarray(token_ids, dtype=np.int64)
-        if ids.ndim != 1 or not 0 < ids.size <= self.plan.max_positions:
-            raise ArgumentError(
-                f"generate: the prompt has {ids.size} tokens; the model takes 1 to "
-                f"{self.plan.max_positions}."
-            )
-        ends = set(self.tokenizer.eos_ids) if self.checkpoint.tokenizer_json else set()
-        last = min(ids.size + max_new_tokens, self.plan.max_positions)
-        return self._steps(ids, last, sampling, activations, ends)
+        ids = checked_prompt(token_ids, self.plan.max_positions)
+        return (token for chosen in steps(self, [ids], **options) for token in chosen.values())
 
-    def _steps(
-        self, ids: Array, last: int, sampling: Sampling, activations: str, ends: set[int]
-    ) -> Iterator[int]:
-        blocks = self._blocks()
-        caches = [block.new_cache() for block in blocks]
-        for position in range(ids.size, last):
-            hidden = self.embed(ids)
-            for block, cache in zip(blocks, caches, strict=True):
-                block.forward(hidden, (len(ids),), activations=activations, out=hidden, cache=cache)
-            token = sampling.choose(self.logits(hidden[-1:], activations=activations)[0], position)
-            if token in ends:
-                return
-            yield token
-            ids = np.array([token], dtype=np.int64)
-
-    def _blocks(self) -> list[Block]:
-        """All blocks; kept, since each new token needs them all."""
+    def blocks(self) -> list[Block]:
+        """All blocks, kept for generation: each new token needs them all."""
         if self._held is None:
             self._held = [self.block(index) for index in range(len(self.plan.blocks))]
         return self._held
-
-    def _activations(self, asked: str | None) -> str:
-        if asked is None:
-            return "bfloat16" if self.dtype == "bfloat16" else "float32"
-        if asked not in ACTIVATIONS or (asked == "int8" and not isinstance(self, Artifact)):
-            raise ArgumentError(
-                f"activations is {escaped(repr(asked), 60)}.",
-                found=asked,
-                needed=ACTIVATIONS,
-                remedy='Use "float32" or "bfloat16"; "int8" runs on quantized artifacts.',
-            )
-        return asked
-
-    def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        from qcore.data.template import ChatTemplate, template_variables
-
-        if self.template is None:
-            raise ArgumentError(
-                "generate: the model has no chat template.",
-                where=str(self.path),
-                remedy="Pass a text instead of messages.",
-            )
-        template = ChatTemplate(self.template, variables=template_variables(self))
-        (text,) = template.render([messages], add_generation_prompt=True)
-        if not isinstance(text, str):
-            raise text
-        return text
 
     def verify(self, *, full: bool = False) -> None:
         """Look for damage: every value of every tensor must be finite.
@@ -333,9 +286,6 @@ class Artifact(Model):
         self._reader = reader
         self.quantized_layers = frozenset(reader.layers(checkpoint.tensors))
         super().__init__(checkpoint, plan)
-
-    def _packed_layers(self, checkpoint: Checkpoint) -> tuple[str, ...]:
-        return tuple(self.quantized_layers)
 
     @property
     def quantization(self) -> str:

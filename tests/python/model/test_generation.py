@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from qcore.errors import ArgumentError, FormatError, NumericalError
-from qcore.model import Model, open_model
+from qcore.model import Block, Model, open_model
 from qcore.model.sampling import Sampling
 
 
@@ -69,7 +69,7 @@ def test_ids_outside_the_embedding_are_refused(model):
 
 def test_a_conversation_needs_a_template(model):
     with pytest.raises(ArgumentError, match="no chat template"):
-        model._rendered([{"role": "user", "content": "hello"}])
+        model.generate([{"role": "user", "content": "hello"}])
 
 
 def test_repr_is_one_line_and_the_card_is_html(model):
@@ -100,20 +100,71 @@ def test_verify_names_the_damaged_value(copy, value, code):
     assert caught.value.where == name
 
 
-def test_bfloat16_checkpoints_run_with_bfloat16_activations_by_default(model):
-    assert model._activations(None) == "float32"
+@pytest.fixture
+def chat_model() -> Model:
     folder = golden.shared_models()
     if folder is None:
         pytest.skip("no shared/data beside the checkout; set QCORE_TEST_DATA")
-    assert open_model(folder / "helpdesk6m")._activations(None) == "bfloat16"
+    return open_model(folder / "helpdesk6m")
 
 
-def test_a_chat_model_answers_messages():
-    folder = golden.shared_models()
-    if folder is None:
-        pytest.skip("no shared/data beside the checkout; set QCORE_TEST_DATA")
-    model: Model = open_model(folder / "helpdesk6m")
-    answer = model.generate(
+def record_forwards(monkeypatch):
+    """The tokens of each sequence and the activations of every Block.forward from now on."""
+    calls = []
+    forward = Block.forward
+
+    def recorded(self, hidden, lengths, **options):
+        calls.append((list(lengths), options["activations"]))
+        return forward(self, hidden, lengths, **options)
+
+    monkeypatch.setattr(Block, "forward", recorded)
+    return calls
+
+
+def test_bfloat16_checkpoints_run_with_bfloat16_activations_by_default(
+    model, chat_model, monkeypatch
+):
+    calls = record_forwards(monkeypatch)
+    for one, expected in ((model, "float32"), (chat_model, "bfloat16")):
+        one.generate([1], max_new_tokens=1)
+        assert calls.pop()[1] == expected
+
+
+def test_a_batch_answers_each_prompt_as_if_alone(chat_model):
+    prompts = [[5, 9, 11], [7], [301, 22, 8, 4, 19, 6, 2], [40, 41]]
+    for options in ({}, {"temperature": 0.9, "seed": 3}):
+        alone = [chat_model.generate(ids, max_new_tokens=9, **options) for ids in prompts]
+        together = chat_model.generate_batch(prompts, max_new_tokens=9, batch_size=3, **options)
+        assert together == alone
+
+
+def test_a_batch_shares_the_passes_and_a_complete_sequence_leaves_it(model, monkeypatch):
+    positions = model.plan.max_positions
+    calls = record_forwards(monkeypatch)
+    answers = model.generate_batch([[1] * (positions - 2), [3, 1, 4]], max_new_tokens=4)
+    assert [len(new) for new in answers] == [2, 4]
+    blocks = len(model.plan.blocks)
+    assert [lengths for lengths, _ in calls[::blocks]] == [
+        [positions - 2, 3],
+        [1, 1],
+        [0, 1],
+        [0, 1],
+    ]
+
+
+def test_a_batch_mixes_texts_conversations_and_ids(chat_model):
+    conversation = [{"role": "user", "content": "Is my parcel on its way?"}]
+    prompts = ["My order", conversation, [5, 9, 11]]
+    assert chat_model.generate_batch(prompts, max_new_tokens=5) == [
+        chat_model.generate(prompt, max_new_tokens=5) for prompt in prompts
+    ]
+    assert chat_model.generate_batch([]) == []
+    with pytest.raises(ArgumentError, match="batch_size is 0"):
+        chat_model.generate_batch(prompts, batch_size=0)
+
+
+def test_a_chat_model_answers_messages(chat_model):
+    answer = chat_model.generate(
         [{"role": "user", "content": "I would like to book a table for two tonight."}],
         max_new_tokens=12,
     )
