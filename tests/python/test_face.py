@@ -11,6 +11,9 @@ import pytest
 
 import qcore
 
+# What libgomp reads about waiting.
+OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
 
 def run_python(code: str, **environment: str) -> str:
     done = subprocess.run(
@@ -19,7 +22,7 @@ def run_python(code: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         env={
-            **{k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"},
+            **{k: v for k, v in os.environ.items() if k not in OPENMP},
             "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
             **environment,
         },
@@ -51,24 +54,38 @@ def test_each_name_loads_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "left"), [({}, "None"), ({"OMP_WAIT_POLICY": "active"}, "active")]
+    ("given", "left"),
+    [
+        ({}, "None None"),
+        ({"OMP_WAIT_POLICY": "active"}, "active None"),
+        ({"GOMP_SPINCOUNT": "7"}, "None 7"),
+    ],
 )
 def test_the_environment_is_left_as_it_was(given: dict[str, str], left: str) -> None:
-    code = "import os, qcore; print(os.environ.get('OMP_WAIT_POLICY'))"
+    code = f"import os, qcore; print(*(os.environ.get(name) for name in {OPENMP}))"
     assert run_python(code, **given) == left
 
 
-def test_waiting_threads_sleep() -> None:
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({}, "GOMP_SPINCOUNT = '2000'"),
+        ({"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT = '7'"),
+        ({"OMP_WAIT_POLICY": "passive"}, "OMP_WAIT_POLICY = 'PASSIVE'"),
+    ],
+)
+def test_waiting_threads_soon_sleep(given: dict[str, str], read: str) -> None:
     shown = subprocess.run(
         [sys.executable, "-c", "import qcore"],
         capture_output=True,
         text=True,
         env={
-            **{k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"},
+            **{k: v for k, v in os.environ.items() if k not in OPENMP},
             "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
             # libgomp prints what it has read.
-            "OMP_DISPLAY_ENV": "true",
+            "OMP_DISPLAY_ENV": "verbose",
+            **given,
         },
         check=True,
     ).stderr
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown
+    assert read in shown
