@@ -11,6 +11,7 @@ namespace {
 using qcore::Dtype;
 using qcore::kernels::DecodeArgs;
 using qcore::kernels::kLineBytes;
+using qcore::kernels::kOwnZeros;
 using qcore::kernels::OneRowArgs;
 using qcore::kernels::PackedLayout;
 
@@ -36,16 +37,21 @@ QCORE_INLINE Simd::F load_scales(const uint8_t* scales, int v, Dtype dtype) {
   return Simd::load_f16(scales + v * kVectorBytes / 2);
 }
 
-QCORE_INLINE GroupVector group_vector(const uint8_t* group, const PackedLayout& layout,
-                                      Dtype scale_dtype, int v) {
-  const uint8_t* scales = group + layout.code_bytes;
-  const Simd::I zero = Simd::load_bytes(scales + layout.scale_bytes + v * Simd::kLanes);
-  return GroupVector{group + v * kVectorBytes, load_scales(scales, v, scale_dtype), zero,
-                     Simd::to_float(Simd::sub(Simd::spread_word(0), zero))};
+// Vector v of a band's 64 outputs.
+QCORE_INLINE GroupVector group_vector(const uint8_t* group, const PackedLayout& layout, int v) {
+  const Simd::I zero = layout.shared_zero == kOwnZeros
+                           ? Simd::load_bytes(group + layout.zero_offset + v * Simd::kLanes)
+                           : Simd::spread_word(layout.shared_zero);
+  return GroupVector{
+      group + v / kVectorsPerStrip * layout.code_bytes + v % kVectorsPerStrip * kVectorBytes,
+      load_scales(group + layout.scale_offset, v, layout.scale_dtype), zero,
+      Simd::to_float(Simd::sub(Simd::spread_word(0), zero))};
 }
 
+// Vector v of the strip.
 QCORE_INLINE GroupVector group_vector(const DecodeArgs& args, int64_t g, int v) {
-  return group_vector(args.groups + g * args.layout.group_bytes, args.layout, args.scale_dtype, v);
+  return group_vector(args.groups + g * args.layout.group_bytes, args.layout,
+                      static_cast<int>(args.strip) * kVectorsPerStrip + v);
 }
 
 // code - zero of input j of a line of 8, j = 0 … 7. Two lines of memory hold it when codes are
@@ -153,13 +159,13 @@ void decode_codes_of(const DecodeArgs& args) {
 }
 
 void decode_floats(const DecodeArgs& args) {
-  args.bits == 8 ? decode_floats_of<true>(args) : decode_floats_of<false>(args);
+  args.layout.bits == 8 ? decode_floats_of<true>(args) : decode_floats_of<false>(args);
 }
 void decode_pairs(const DecodeArgs& args) {
-  args.bits == 8 ? decode_pairs_of<true>(args) : decode_pairs_of<false>(args);
+  args.layout.bits == 8 ? decode_pairs_of<true>(args) : decode_pairs_of<false>(args);
 }
 void decode_codes(const DecodeArgs& args) {
-  args.bits == 8 ? decode_codes_of<true>(args) : decode_codes_of<false>(args);
+  args.layout.bits == 8 ? decode_codes_of<true>(args) : decode_codes_of<false>(args);
 }
 
 }  // namespace

@@ -48,11 +48,7 @@ struct PanelShape {
 class Product {
  public:
   Product(const PackedMatmulArgs& args, const PackedTiles& tiles)
-      : args_(args),
-        weight_(args.weight),
-        tiles_(tiles),
-        layout_(packed_layout(weight_.out_features, weight_.in_features, weight_.group_size,
-                              weight_.bits, weight_.scale_dtype)) {
+      : args_(args), weight_(args.weight), tiles_(tiles), layout_(packed_layout(weight_)) {
     switch (args.activations) {
       case Activations::kFloat32:
         group_steps_ = layout_.group_size;
@@ -172,12 +168,9 @@ class Product {
   void run_single_rows(const Block& block, const PreparedRows& x, float* y) const {
     OneRowArgs row;
     row.layout = layout_;
-    row.bits = weight_.bits;
-    row.scale_dtype = weight_.scale_dtype;
-    constexpr int64_t kOutputs = kPanelStrips * kStripWidth;
-    for (int64_t n = block.output; n < block.output + block.outputs; n += kOutputs) {
-      row.strips = weight_.data + n / kStripWidth * layout_.strip_bytes;
-      row.outputs = std::min(kOutputs, block.output + block.outputs - n);
+    for (int64_t n = block.output; n < block.output + block.outputs; n += kBandOutputs) {
+      row.band = weight_.data + n / kBandOutputs * layout_.band_bytes;
+      row.outputs = std::min(kBandOutputs, block.output + block.outputs - n);
       row.bias = args_.bias != nullptr ? args_.bias + n : nullptr;
       for (int64_t r = block.row; r < block.row + block.rows; ++r) {
         row.x = x.data + r * x.stride_bytes;
@@ -195,11 +188,11 @@ class Product {
     DecodeArgs decode;
     decode.n_groups = groups;
     decode.layout = layout_;
-    decode.bits = weight_.bits;
-    decode.scale_dtype = weight_.scale_dtype;
-    for (int64_t s = 0; s < shape.strips && first + s < layout_.n_strips; ++s) {
-      decode.groups =
-          weight_.data + (first + s) * layout_.strip_bytes + group * layout_.group_bytes;
+    const int64_t n_strips = layout_.n_bands * kBandStrips;
+    for (int64_t s = 0; s < shape.strips && first + s < n_strips; ++s) {
+      const int64_t band = (first + s) / kBandStrips;
+      decode.groups = weight_.data + band * layout_.band_bytes + group * layout_.group_bytes;
+      decode.strip = (first + s) % kBandStrips;
       decode.panel = scratch.as<uint32_t>() + s * shape.strip_stride;
       decode.scales = scratch.as<float>(panel_bytes) + s * group_stride;
       decode.zeros = scratch.as<int32_t>(panel_bytes) + (shape.strips + s) * group_stride;

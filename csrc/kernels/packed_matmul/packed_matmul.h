@@ -14,18 +14,23 @@ enum class Activations : int { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
 
 // The packed layout, one for all backends. N = out_features, K = in_features, g = group_size.
 //
-// Strips of 16 outputs follow each other; the last one is filled up with outputs of scale 0. A
-// strip holds its K / g groups in order, and a group is one run of 64-byte lines:
+// Bands of 64 outputs follow each other; the last one is filled up with outputs of scale 0. A band
+// holds its K / g groups in order, and a group is one run of 64-byte lines:
 //
-//   codes   bits 2, 3, 4: ceil(g / 8) lines of 8 inputs. Byte 4·o + i of the line that starts at
+//   codes   of four strips of 16 outputs, one strip after the other.
+//           bits 2, 3, 4: ceil(g / 8) lines of 8 inputs. Byte 4·o + i of the line that starts at
 //           input k holds code(o, k + i) in its low and code(o, k + 4 + i) in its high nibble,
 //           i = 0 … 3, o = 0 … 15.
 //           bits 8: 2 · ceil(g / 8) lines of 4 inputs. Byte 4·o + i holds code(o, k + i).
 //           Inputs past the end of the group carry the group's zero.
-//   scales  16 values of scale_dtype
-//   zeros   16 bytes; then zero bytes up to the end of the line
+//   scales  64 values of scale_dtype
+//   zeros   64 bytes; none when the whole weight has one zero
 //
 // So a product reads one stream from start to end, with scales and zeros inside it.
+
+// PackedWeightView::shared_zero of a weight whose zeros differ.
+constexpr int kOwnZeros = -1;
+
 struct PackedWeightView {
   const uint8_t* data = nullptr;  // 64-byte aligned, written by pack_weight
   int64_t out_features = 0;
@@ -33,10 +38,14 @@ struct PackedWeightView {
   int64_t group_size = 0;  // divides in_features
   int bits = 4;            // 2, 3, 4 or 8
   Dtype scale_dtype = Dtype::kFloat32;
+  int shared_zero = kOwnZeros;  // the zero of every group, when they are all the same
 };
 
 // The narrowest of float16, bfloat16 and float32 that holds all `count` scales exactly.
 Dtype narrowest_scale_dtype(const float* scales, int64_t count);
+
+// The value of all `count` zeros, or kOwnZeros when they differ or there are none.
+int shared_zero_of(const uint8_t* zeros, int64_t count);
 
 // Bytes of the packed form; reads every field of `shape` but data. Throws ArgumentError for a shape
 // that cannot be packed: bits not 2, 3, 4 or 8, a group size that does not divide, a group so long
@@ -45,7 +54,8 @@ int64_t packed_weight_bytes(const PackedWeightView& shape);
 
 //   codes   (N, K)  uint8, each < 2^bits
 //   scales  (N, G)  float32, G = K / g, each exact in shape.scale_dtype
-//   zeros   (N, G)  uint8, the code that stands for 0.0, each <= 2^bits
+//   zeros   (N, G)  uint8, the code that stands for 0.0, each <= 2^bits; each shape.shared_zero
+//                   unless that is kOwnZeros
 //   data    packed_weight_bytes(shape), 64-byte aligned, overwritten
 //
 // Throws ArgumentError naming the first code, scale or zero that does not fit.

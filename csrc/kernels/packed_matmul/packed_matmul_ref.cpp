@@ -16,25 +16,20 @@ constexpr int64_t kProductsPerItem = 1 << 15;  // small products stay on one thr
 
 // One output of the packed weight.
 struct PackedRow {
-  const uint8_t* data;
+  const uint8_t* band;
   int64_t o;
-  int bits;
-  Dtype scale_dtype;
   PackedLayout layout;
 
-  const uint8_t* group(int64_t g) const { return data + g * layout.group_bytes; }
-  float scale(int64_t g) const { return scale_at(group(g) + layout.code_bytes, o, scale_dtype); }
+  const uint8_t* group(int64_t g) const { return band + g * layout.group_bytes; }
+  float scale(int64_t g) const { return scale_at(layout, group(g), o); }
   int value(int64_t g, int64_t k) const {  // code - zero
-    return int{code_at(group(g), o, k, bits)} -
-           group(g)[layout.code_bytes + layout.scale_bytes + o];
+    return int{code_at(layout, group(g), o, k)} - zero_at(layout, group(g), o);
   }
 };
 
 PackedRow row_of(const PackedWeightView& weight, int64_t n) {
-  const PackedLayout layout = packed_layout(weight.out_features, weight.in_features,
-                                            weight.group_size, weight.bits, weight.scale_dtype);
-  return PackedRow{weight.data + n / kStripOutputs * layout.strip_bytes, n % kStripOutputs,
-                   weight.bits, weight.scale_dtype, layout};
+  const PackedLayout layout = packed_layout(weight);
+  return PackedRow{weight.data + n / kBandOutputs * layout.band_bytes, n % kBandOutputs, layout};
 }
 
 float dot_float32(const PackedRow& row, const float* x) {

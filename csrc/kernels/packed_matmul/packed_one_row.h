@@ -78,10 +78,8 @@ void one_row_vectors(const OneRowArgs& args, int64_t first) {
     GroupVector group[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t strip = (first + v) / kVectorsPerStrip;
-      group[v] = group_vector(
-          args.strips + strip * args.layout.strip_bytes + g * args.layout.group_bytes, args.layout,
-          args.scale_dtype, static_cast<int>((first + v) % kVectorsPerStrip));
+      group[v] = group_vector(args.band + g * args.layout.group_bytes, args.layout,
+                              static_cast<int>(first) + v);
     }
     Group::add(group, args.layout, g, args.x, total);
   }
@@ -107,10 +105,10 @@ void one_row_of(const OneRowArgs& args) {
 }
 
 void one_row_floats(const OneRowArgs& args) {
-  args.bits == 8 ? one_row_of<FloatGroup<true>>(args) : one_row_of<FloatGroup<false>>(args);
+  args.layout.bits == 8 ? one_row_of<FloatGroup<true>>(args) : one_row_of<FloatGroup<false>>(args);
 }
 void one_row_pairs(const OneRowArgs& args) {
-  args.bits == 8 ? one_row_of<PairGroup<true>>(args) : one_row_of<PairGroup<false>>(args);
+  args.layout.bits == 8 ? one_row_of<PairGroup<true>>(args) : one_row_of<PairGroup<false>>(args);
 }
 
 }  // namespace

@@ -15,22 +15,19 @@ constexpr float kSmallestMaximum = 0x1p-100f;
 
 // Some consecutive groups of one strip, to be laid out as lines of a panel (tile.h).
 struct DecodeArgs {
-  const uint8_t* groups = nullptr;
+  const uint8_t* groups = nullptr;  // of the strip's band
+  int64_t strip = 0;                // in the band
   int64_t n_groups = 0;
   PackedLayout layout;
-  int bits = 4;
-  Dtype scale_dtype = Dtype::kFloat32;
   uint32_t* panel = nullptr;
   float* scales = nullptr;   // (n_groups, 16), written; not by decode_floats
   int32_t* zeros = nullptr;  // (n_groups, 16), written; not by decode_floats
 };
 
-// One row of x against consecutive strips, over all groups.
+// One row of x against one band, over all groups.
 struct OneRowArgs {
-  const uint8_t* strips = nullptr;
+  const uint8_t* band = nullptr;
   PackedLayout layout;
-  int bits = 4;
-  Dtype scale_dtype = Dtype::kFloat32;
   const void* x = nullptr;  // float32 (K,), or as round_row writes it
   int64_t outputs = 0;
   const float* bias = nullptr;  // (outputs,) or null

@@ -13,11 +13,6 @@ namespace {
 // |Σ q · (code - zero)| <= 127 · 256 · group_size stays below 2^31.
 constexpr int64_t kLongestGroup = 65000;
 
-PackedLayout layout_of(const PackedWeightView& weight) {
-  return packed_layout(weight.out_features, weight.in_features, weight.group_size, weight.bits,
-                       weight.scale_dtype);
-}
-
 bool holds(Dtype dtype, float value) {
   if (dtype == Dtype::kFloat32) return true;
   const float stored =
@@ -40,11 +35,11 @@ void pack_group(const uint8_t* codes, float scale, uint8_t zero, const PackedWei
                 const PackedLayout& layout, int64_t o, uint8_t* group) {
   for (int64_t k = 0; k < layout.padded_group; ++k) {
     const int code = k < shape.group_size ? codes[k] : std::min<int>(zero, (1 << shape.bits) - 1);
-    uint8_t& byte = group[code_offset(o, k, shape.bits)];
-    byte = static_cast<uint8_t>(byte | (code << code_shift(k, shape.bits)));
+    uint8_t& byte = group[code_offset(layout, o, k)];
+    byte = static_cast<uint8_t>(byte | (code << code_shift(layout, k)));
   }
-  put_scale(group + layout.code_bytes, o, shape.scale_dtype, scale);
-  group[layout.code_bytes + layout.scale_bytes + o] = zero;
+  put_scale(group + layout.scale_offset, o, shape.scale_dtype, scale);
+  if (shape.shared_zero == kOwnZeros) group[layout.zero_offset + o] = zero;
 }
 
 void check_values(const uint8_t* codes, const float* scales, const uint8_t* zeros,
@@ -63,6 +58,11 @@ void check_values(const uint8_t* codes, const float* scales, const uint8_t* zero
       throw ArgumentError(message("pack_weight: zero ", int{zeros[i]}, " at row ", i / n_groups,
                                   ", group ", i % n_groups, " is above ", max_code + 1,
                                   ". Pass zeros in [0, 2^bits]."));
+    }
+    if (shape.shared_zero != kOwnZeros && zeros[i] != shape.shared_zero) {
+      throw ArgumentError(message("pack_weight: zero ", int{zeros[i]}, " at row ", i / n_groups,
+                                  ", group ", i % n_groups, " is not the shared zero ",
+                                  shape.shared_zero, ". Use shared_zero_of."));
     }
     if (!holds(shape.scale_dtype, scales[i])) {
       throw ArgumentError(message("pack_weight: scale ", scales[i], " at row ", i / n_groups,
@@ -84,6 +84,12 @@ Dtype narrowest_scale_dtype(const float* scales, int64_t count) {
   return Dtype::kFloat32;
 }
 
+int shared_zero_of(const uint8_t* zeros, int64_t count) {
+  const bool shared =
+      count > 0 && std::all_of(zeros, zeros + count, [&](uint8_t zero) { return zero == *zeros; });
+  return shared ? *zeros : kOwnZeros;
+}
+
 int64_t packed_weight_bytes(const PackedWeightView& shape) {
   if (shape.bits != 2 && shape.bits != 3 && shape.bits != 4 && shape.bits != 8) {
     throw ArgumentError(message("packed_weight: bits is ", shape.bits, ". Use one of 2, 3, 4, 8."));
@@ -101,20 +107,20 @@ int64_t packed_weight_bytes(const PackedWeightView& shape) {
     throw ArgumentError(message("packed_weight: group_size is ", shape.group_size, ". Use at most ",
                                 kLongestGroup, "."));
   }
-  const PackedLayout layout = layout_of(shape);
-  return layout.n_strips * layout.strip_bytes;
+  const PackedLayout layout = packed_layout(shape);
+  return layout.n_bands * layout.band_bytes;
 }
 
 void pack_weight(const uint8_t* codes, const float* scales, const uint8_t* zeros,
                  const PackedWeightView& shape, uint8_t* data) {
   const int64_t bytes = packed_weight_bytes(shape);
-  const PackedLayout layout = layout_of(shape);
+  const PackedLayout layout = packed_layout(shape);
   check_values(codes, scales, zeros, shape, layout.n_groups);
   std::fill_n(data, bytes, uint8_t{0});
-  parallel_for(layout.n_strips, [&](int64_t strip) {
-    const int64_t first = strip * kStripOutputs;
-    const int64_t outputs = std::min(kStripOutputs, shape.out_features - first);
-    uint8_t* group = data + strip * layout.strip_bytes;
+  parallel_for(layout.n_bands, [&](int64_t band) {
+    const int64_t first = band * kBandOutputs;
+    const int64_t outputs = std::min(kBandOutputs, shape.out_features - first);
+    uint8_t* group = data + band * layout.band_bytes;
     for (int64_t g = 0; g < layout.n_groups; ++g, group += layout.group_bytes) {
       for (int64_t o = 0; o < outputs; ++o) {
         const int64_t at = (first + o) * layout.n_groups + g;
@@ -126,15 +132,15 @@ void pack_weight(const uint8_t* codes, const float* scales, const uint8_t* zeros
 }
 
 void unpack_weight(const PackedWeightView& weight, uint8_t* codes, float* scales, uint8_t* zeros) {
-  const PackedLayout layout = layout_of(weight);
+  const PackedLayout layout = packed_layout(weight);
   parallel_for(weight.out_features, [&](int64_t n) {
-    const int64_t o = n % kStripOutputs;
-    const uint8_t* group = weight.data + n / kStripOutputs * layout.strip_bytes;
+    const int64_t o = n % kBandOutputs;
+    const uint8_t* group = weight.data + n / kBandOutputs * layout.band_bytes;
     for (int64_t g = 0; g < layout.n_groups; ++g, group += layout.group_bytes) {
       uint8_t* row = codes + n * weight.in_features + g * weight.group_size;
-      for (int64_t k = 0; k < weight.group_size; ++k) row[k] = code_at(group, o, k, weight.bits);
-      scales[n * layout.n_groups + g] = scale_at(group + layout.code_bytes, o, weight.scale_dtype);
-      zeros[n * layout.n_groups + g] = group[layout.code_bytes + layout.scale_bytes + o];
+      for (int64_t k = 0; k < weight.group_size; ++k) row[k] = code_at(layout, group, o, k);
+      scales[n * layout.n_groups + g] = scale_at(layout, group, o);
+      zeros[n * layout.n_groups + g] = static_cast<uint8_t>(zero_at(layout, group, o));
     }
   });
 }

@@ -31,16 +31,19 @@ struct alignas(64) Line {
 };
 
 struct Layer {
-  Layer(int64_t N, int64_t K, int64_t group_size, int bits, Numbers& numbers)
+  // one_zero: 2^(bits - 1) for every group, as symmetric weights have it.
+  Layer(int64_t N, int64_t K, int64_t group_size, int bits, Numbers& numbers, bool one_zero = false)
       : view{nullptr, N, K, group_size, bits, Dtype::kFloat16} {
     for (int64_t i = 0; i < N * K; ++i) {
       codes.push_back(static_cast<uint8_t>(numbers.below(1u << bits)));
     }
     for (int64_t i = 0; i < N * groups(); ++i) {
       scales.push_back(numbers.signed_unit());
-      zeros.push_back(static_cast<uint8_t>(numbers.below(1u << bits)));
+      const uint32_t zero = one_zero ? 1u << (bits - 1) : numbers.below(1u << bits);
+      zeros.push_back(static_cast<uint8_t>(zero));
     }
     view.scale_dtype = narrowest_scale_dtype(scales.data(), N * groups());
+    view.shared_zero = shared_zero_of(zeros.data(), N * groups());
     memory.resize(static_cast<size_t>(packed_weight_bytes(view)) / sizeof(Line));
     uint8_t* data = memory.empty() ? nullptr : memory.front().bytes;
     pack_weight(codes.data(), scales.data(), zeros.data(), view, data);
@@ -61,41 +64,52 @@ struct Layer {
 };
 
 void the_layout_is_as_described() {
-  // One strip, one group of 12 inputs: two lines of codes, scales and zeros in a third.
-  PackedWeightView shape{nullptr, 2, 12, 12, 4, Dtype::kFloat16};
-  CHECK(packed_weight_bytes(shape) == 3 * 64);
-  std::vector<uint8_t> codes(24);
-  for (size_t i = 0; i < 24; ++i) codes[i] = static_cast<uint8_t>((3 * (i / 12) + i % 12) % 16);
-  const float scales[2] = {0.5f, -2.0f};
-  const uint8_t zeros[2] = {7, 16};
-  Line lines[3];
-  pack_weight(codes.data(), scales, zeros, shape, lines[0].bytes);
+  // One band, one group of 12 inputs: two lines of codes a strip, two of scales, one of zeros.
+  PackedWeightView shape{nullptr, 18, 12, 12, 4, Dtype::kFloat16};
+  CHECK(packed_weight_bytes(shape) == (4 * 2 + 2 + 1) * 64);
+  std::vector<uint8_t> codes(18 * 12);
+  for (size_t i = 0; i < codes.size(); ++i) {
+    codes[i] = static_cast<uint8_t>((3 * (i / 12) + i % 12) % 16);
+  }
+  std::vector<float> scales(18, 0.5f);
+  scales[1] = -2.0f;
+  std::vector<uint8_t> zeros(18, 7);
+  zeros[1] = 16;
+  Line lines[11];
+  pack_weight(codes.data(), scales.data(), zeros.data(), shape, lines[0].bytes);
   CHECK(lines[0].bytes[0] == 0x40);      // row 0: codes 0 and 4
   CHECK(lines[0].bytes[3] == 0x73);      // codes 3 and 7
   CHECK(lines[0].bytes[4] == 0x73);      // row 1: codes of inputs 0 and 4
-  CHECK(lines[0].bytes[8] == 0);         // row 2 does not exist
   CHECK(lines[1].bytes[0] == 0x78);      // input 8, and the zero beyond the group's end
   CHECK(lines[1].bytes[4 + 3] == 0xfe);  // input 11 of row 1; its zero, 16, as the largest code
-  CHECK(lines[2].bytes[0] == 0x00);
-  CHECK(lines[2].bytes[1] == 0x38);  // 0.5 in float16
-  CHECK(lines[2].bytes[3] == 0xc0);  // -2
-  CHECK(lines[2].bytes[32] == 7);
-  CHECK(lines[2].bytes[33] == 16);
+  CHECK(lines[2].bytes[4] == 0x73);      // row 17: 3 · 17 mod 16 = 3, and 7
+  CHECK(lines[2].bytes[8] == 0);         // row 18 does not exist
+  CHECK(lines[8].bytes[0] == 0x00);
+  CHECK(lines[8].bytes[1] == 0x38);  // 0.5 in float16
+  CHECK(lines[8].bytes[3] == 0xc0);  // -2
+  CHECK(lines[8].bytes[35] == 0x38);
+  CHECK(lines[10].bytes[0] == 7);
+  CHECK(lines[10].bytes[1] == 16);
+  CHECK(lines[10].bytes[18] == 0);
 
+  zeros[1] = 7;
+  CHECK(shared_zero_of(zeros.data(), 18) == 7);
+  shape.shared_zero = 7;
+  CHECK(packed_weight_bytes(shape) == (4 * 2 + 2) * 64);
   shape.bits = 8;
   shape.scale_dtype = Dtype::kFloat32;
-  CHECK(packed_weight_bytes(shape) == (4 + 2) * 64);
+  CHECK(packed_weight_bytes(shape) == (4 * 4 + 4) * 64);
 }
 
 // The row worked out in docs/formats.md: code(o, i) = (3 · o + i) mod 16, zeros 5 … 12.
 void the_worked_row_is_as_documented() {
   const PackedWeightView shape{nullptr, 8, 8, 8, 4, Dtype::kFloat16};
-  CHECK(packed_weight_bytes(shape) == 2 * 64);
+  CHECK(packed_weight_bytes(shape) == 7 * 64);
   std::vector<uint8_t> codes(64);
   for (size_t i = 0; i < 64; ++i) codes[i] = static_cast<uint8_t>((3 * (i / 8) + i % 8) % 16);
   const std::vector<float> scales(8, 1.0f);
   const std::vector<uint8_t> zeros = {5, 6, 7, 8, 9, 10, 11, 12};
-  Line lines[2];
+  Line lines[7];
   pack_weight(codes.data(), scales.data(), zeros.data(), shape, lines[0].bytes);
   const uint32_t expected[9] = {0x73625140, 0xA6958473, 0xD9C8B7A6, 0x0CFBEAD9, 0x3F2E1D0C,
                                 0x6251403F, 0x95847362, 0xC8B7A695, 0};
@@ -103,7 +117,7 @@ void the_worked_row_is_as_documented() {
     const uint8_t* word = lines[0].bytes + 4 * o;
     CHECK((word[0] | word[1] << 8 | word[2] << 16 | uint32_t{word[3]} << 24) == expected[o]);
   }
-  for (size_t o = 0; o < 32; ++o) CHECK(lines[1].bytes[32 + o] == (o < 8 ? 5 + o : 0));
+  for (size_t o = 0; o < 64; ++o) CHECK(lines[6].bytes[o] == (o < 8 ? 5 + o : 0));
 }
 
 void scales_take_the_narrowest_exact_type() {
@@ -118,7 +132,8 @@ void packing_and_unpacking_are_inverse() {
   Numbers numbers;
   for (const int bits : {2, 3, 4, 8}) {
     for (const int64_t N : {0, 1, 15, 16, 17, 40}) {
-      const Layer layer(N, 90, 15, bits, numbers);
+      const Layer layer(N, 90, 15, bits, numbers, N == 17);
+      CHECK(layer.view.shared_zero == (N == 17 ? 1 << (bits - 1) : kOwnZeros));
       std::vector<uint8_t> codes(layer.codes.size());
       std::vector<float> scales(layer.scales.size());
       std::vector<uint8_t> zeros(layer.zeros.size());
@@ -190,7 +205,7 @@ void every_backend_is_within_its_bound() {
   for (const int bits : {2, 3, 4, 8}) {
     for (const int64_t group_size : {32, 64, 192, 12}) {
       for (const int64_t M : {1, 7, 9}) {
-        const Layer layer(33, 192, group_size, bits, numbers);
+        const Layer layer(33, 192, group_size, bits, numbers, M == 7);
         std::vector<float> x;
         for (int64_t i = 0; i < M * 192; ++i) x.push_back(numbers.signed_unit());
         for (const Activations activations :
@@ -215,14 +230,16 @@ void refuses_what_it_cannot_take() {
                ArgumentError);
   CHECK_THROWS(packed_weight_bytes(PackedWeightView{nullptr, 4, 70000, 70000, 4, Dtype::kFloat16}),
                ArgumentError);
-  const PackedWeightView shape{nullptr, 1, 1, 1, 4, Dtype::kFloat16};
-  Line lines[2];
+  PackedWeightView shape{nullptr, 1, 1, 1, 4, Dtype::kFloat16};
+  Line lines[7];
   const float inexact = 0.1f;
   const float scale = 1.0f;
   const uint8_t code = 16;
   const uint8_t zero = 0;
   CHECK_THROWS((pack_weight(&zero, &inexact, &zero, shape, lines[0].bytes), 0), ArgumentError);
   CHECK_THROWS((pack_weight(&code, &scale, &zero, shape, lines[0].bytes), 0), ArgumentError);
+  shape.shared_zero = 8;
+  CHECK_THROWS((pack_weight(&zero, &scale, &zero, shape, lines[0].bytes), 0), ArgumentError);
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
@@ -91,11 +91,12 @@ def test_packing_gives_back_what_it_took(bits, scale_dtype, rng):
     for N, K, group_size in LAYERS:
         layer = random_layer(rng, N, K, bits, group_size, scale_dtype)
         packed = layer.packed
-        for got, given in zip(
-            packed.unpack(), (layer.codes, layer.scales, layer.zeros), strict=True
-        ):
-            assert got.dtype == given.dtype
-            assert np.array_equal(got, given)
+        shared = replace(layer, zeros=np.full_like(layer.zeros, 2**bits - 1))
+        for one in (layer, shared):
+            given = (one.codes, one.scales, one.zeros)
+            for got, wanted in zip(one.packed.unpack(), given, strict=True):
+                assert got.dtype == wanted.dtype
+                assert np.array_equal(got, wanted)
         shape = (packed.out_features, packed.in_features, packed.group_size, packed.bits)
         assert shape == (N, K, group_size, bits)
 
@@ -103,17 +104,19 @@ def test_packing_gives_back_what_it_took(bits, scale_dtype, rng):
 @pytest.mark.parametrize(
     ("bits", "scale_dtype", "group_bytes"),
     [
-        # 64 inputs x 16 outputs: codes, then scales and zeros in whole lines of 64.
-        (4, np.float16, 512 + 64),
-        (4, ml_dtypes.bfloat16, 512 + 64),
-        (4, np.float32, 512 + 128),
-        (2, np.float16, 512 + 64),
-        (8, np.float16, 1024 + 64),
+        # 64 inputs x 64 outputs: codes, scales, zeros.
+        (4, np.float16, 2048 + 128 + 64),
+        (4, ml_dtypes.bfloat16, 2048 + 128 + 64),
+        (4, np.float32, 2048 + 256 + 64),
+        (2, np.float16, 2048 + 128 + 64),
+        (8, np.float16, 4096 + 128 + 64),
     ],
 )
 def test_bytes_are_those_of_the_layout(bits, scale_dtype, group_bytes, rng):
-    layer = random_layer(rng, 40, 192, bits, 64, scale_dtype)
-    assert layer.packed.nbytes == 3 * 3 * group_bytes  # strips, groups
+    layer = random_layer(rng, 100, 192, bits, 64, scale_dtype)
+    assert layer.packed.nbytes == 2 * 3 * group_bytes  # bands, groups
+    layer.zeros[:] = 2  # a zero that all groups share is not stored
+    assert layer.packed.nbytes == 2 * 3 * (group_bytes - 64)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -145,6 +148,8 @@ def test_agrees_with_the_reference(backend, activations, bits, rng):
     for (N, K, group_size), M in zip(LAYERS, [*TOKENS, 1, 9, 2, 33, 100], strict=True):
         for dtype in (np.float16, np.float32):
             layer = random_layer(rng, N, K, bits, group_size, dtype)
+            if dtype == np.float32:
+                layer.zeros[:] = 2 ** (bits - 1)  # as symmetric weights have it
             x = rng.standard_normal((M, K), dtype=np.float32)
             bias = rng.standard_normal(N, dtype=np.float32)
             y, ref = (product(b, x, layer, activations, bias) for b in (backend, "ref"))
