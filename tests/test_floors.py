@@ -19,7 +19,7 @@ CPP_FLOORS = ("base", "quant", "kernels", "calib", "solve", "model", "bind")
 # From the bottom up; names in one row share a floor.
 FACE_FLOORS = (
     ("errors",),
-    ("progress", "cards", "backends"),
+    ("progress", "cards", "backends", "threads"),
     ("spec", "arrays", "finite"),
     ("layers",),
     ("checkpoint", "formats", "data"),

@@ -2,7 +2,6 @@
 
 #include <omp.h>
 #include <pthread.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,6 +12,7 @@
 #include <string>
 #include <utility>
 
+#include "base/cpu_count.h"
 #include "base/error.h"
 
 namespace qcore {
@@ -39,12 +39,7 @@ int default_threads() {
     }
     return static_cast<int>(value);
   }
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
-    return std::max(1, CPU_COUNT(&allowed));
-  }
-  return std::max(1, omp_get_num_procs());
+  return usable_cpus();
 }
 
 }  // namespace

@@ -9,8 +9,7 @@
 
 namespace qcore {
 
-// Threads that parallel_for uses: set_threads' value, else QCORE_THREADS, else the CPUs this
-// process may run on.
+// Threads that parallel_for uses: set_threads' value, else QCORE_THREADS, else usable_cpus().
 int num_threads();
 
 // count >= 1. Throws ArgumentError otherwise.

@@ -18,6 +18,7 @@ from qcore.formats import Format, choose_format
 from qcore.model import Artifact, Model
 from qcore.progress import Progress
 from qcore.recipe import Recipe
+from qcore.threads import warn_of_running_threads
 
 if TYPE_CHECKING:
     from qcore.data.calibration import Calibration
@@ -61,6 +62,7 @@ def settle(
         model, recipe, assignment, chosen, calibration, pass_activations(recipe, model), report
     )
     _guard_low_bits(job)
+    warn_of_running_threads()
     return job
 
 

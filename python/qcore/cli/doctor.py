@@ -46,6 +46,7 @@ def command(shared: Shared, /) -> None:
 def examined() -> dict[str, Any]:
     """The whole answer, ready for JSON."""
     from qcore import _core
+    from qcore.threads import openmp_runtimes
 
     return {
         "qcore": __version__,
@@ -55,6 +56,7 @@ def examined() -> dict[str, Any]:
         "compiler": _core.compiler,
         "cpu": cpu(),
         "threads": _core.num_threads(),
+        "openmp": openmp_runtimes(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "backend": _core.active_backend(),
         "backends": list(_core.available_backends()),
@@ -132,6 +134,7 @@ def lines_of(data: dict[str, Any]) -> list[str]:
         f"cpu          {cpu_data['model']}, {cpu_data['allowed']} of {cpu_data['count']} usable",
         f"features     {' '.join(cpu_data['features']) or 'none that a kernel uses'}",
         f"threads      {data['threads']}   (QCORE_THREADS)",
+        f"openmp       {', '.join(data['openmp']) or 'not found in this process'}",
         f"backend      {data['backend']} of {', '.join(data['backends'])}   (QCORE_BACKEND)",
         "kernels      " + ", ".join(f"{name} {used}" for name, used in data["kernels"].items()),
         "packages     "

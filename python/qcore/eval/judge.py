@@ -14,6 +14,7 @@ import numpy.typing as npt
 from qcore.errors import EvaluationError, escaped
 from qcore.eval.evaluation import Evaluation, WorstToken
 from qcore.eval.stream import Progress, TokenScores, score_tokens
+from qcore.threads import warn_of_running_threads
 
 if TYPE_CHECKING:
     from qcore.data import Calibration
@@ -72,6 +73,7 @@ def evaluate(
         few_samples=True,
     )
     _check_vocabulary(held, model.plan.vocab_size)
+    warn_of_running_threads()
     scores = score_tokens(model, base, held.samples, activations=activations, progress=progress)
     return Evaluation(
         artifact=_name(model),
