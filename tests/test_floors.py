@@ -28,7 +28,7 @@ FACE_FLOORS = (
         *("recipe", "recipe_values", "assignment", "record", "calibrate"),
         *("fold", "solve_block", "rounding_damage", "job", "quantization"),
     ),
-    ("eval",),
+    ("eval", "speed"),
     ("report",),
     ("cli",),
 )

@@ -31,12 +31,15 @@ if TYPE_CHECKING:
     from qcore.recipe import Recipe as Recipe
     from qcore.spec import QuantizedLinear as QuantizedLinear
     from qcore.spec import QuantSpec as QuantSpec
+    from qcore.speed import Bench as Bench
+    from qcore.speed import bench as bench
 
 __version__ = "0.1.0"
 
 # Public name -> (module, name in it).
 _HOMES = {
     "Artifact": ("qcore.model", "Artifact"),
+    "Bench": ("qcore.speed", "Bench"),
     "Calibration": ("qcore.data", "Calibration"),
     "Evaluation": ("qcore.eval", "Evaluation"),
     "Hessian": ("qcore.layers", "Hessian"),
@@ -49,6 +52,7 @@ _HOMES = {
     "Stats": ("qcore.calibrate", "Stats"),
     "active_backend": ("qcore.backends", "active_backend"),
     "available_backends": ("qcore.backends", "available_backends"),
+    "bench": ("qcore.speed", "bench"),
     "dequantize": ("qcore.layers", "dequantize"),
     "evaluate": ("qcore.eval", "evaluate"),
     "open": ("qcore.model", "open_model"),
@@ -61,6 +65,7 @@ _HOMES = {
 
 __all__ = [
     "Artifact",
+    "Bench",
     "Calibration",
     "Evaluation",
     "Hessian",
@@ -73,6 +78,7 @@ __all__ = [
     "Stats",
     "active_backend",
     "available_backends",
+    "bench",
     "dequantize",
     "evaluate",
     "open",

@@ -1,24 +1,26 @@
 """The main job on a real model: time, memory and KL of each recipe, against plain rounding on the same grid.
 
-    python -m benchmarks.pipeline --model MODEL --calib TRAIN.jsonl --chat HELD.jsonl --wiki WIKI.txt
-
 Every recipe runs in a process of its own, so that its peak memory is its own; all are judged on the same tokens. KL is
 KL(original || artifact) in nats per token, with its standard error over conversations; `ratio` is KL / KL(rounding).
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import itertools
 import json
 import multiprocessing
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from benchmarks.harness import Session
+from benchmarks.timing import peak_megabytes
+
+N_SAMPLES, MAX_LENGTH = 128, 512
+MOST_SECONDS, MOST_MEGABYTES = 120, 1200
 
 # Name, recipe keys, artifact format. The first of each pair of grids is plain rounding, the yardstick of the others.
 RUNS: tuple[tuple[str, dict[str, Any], str], ...] = (
@@ -54,8 +56,6 @@ def wiki_texts(path: Path) -> Iterator[str]:
 
 def run_one(settings: dict[str, Any], keys: dict[str, Any], form: str, out: Path) -> dict[str, Any]:
     """Quantizes and judges; runs in a child process."""
-    import resource
-
     import qcore
     from qcore.recipe import Recipe
 
@@ -77,7 +77,7 @@ def run_one(settings: dict[str, Any], keys: dict[str, Any], form: str, out: Path
         progress="none",
     )
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_megabytes()
     rows = settings["rows"]
     held = {
         "chat": list(itertools.islice(chat_rows(Path(settings["chat"])), rows)),
@@ -92,35 +92,30 @@ def run_one(settings: dict[str, Any], keys: dict[str, Any], form: str, out: Path
     return {"seconds": seconds, "peak_mb": peak, "tokens": calib.tokens, "scores": scores}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", required=True, help="checkpoint folder or GGUF file")
-    parser.add_argument("--calib", required=True, help="JSONL with messages, plain or gzip")
-    parser.add_argument("--chat", required=True, help="held-out JSONL with messages")
-    parser.add_argument("--wiki", required=True, help="held-out WikiText file")
-    parser.add_argument("--rows", type=int, default=20, help="held-out samples of each kind")
-    parser.add_argument("--n-samples", type=int, default=128)
-    parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--group-size", type=int, default=None)
-    parser.add_argument("--only", help="run the recipes whose name holds this text")
-    settings = vars(parser.parse_args())
-
-    from qcore import _core
-
+def bench(session: Session) -> None:
+    """The table of recipes; the default's time and memory have goals."""
+    options = session.options
+    if not (options.model and options.calib and options.chat and options.wiki):
+        told = "give --model, --calib, --chat and --wiki"
+        session.state("quantize, KL of each recipe", None, "nats", missing=told)
+        return
+    settings = {
+        "model": options.model,
+        "calib": options.calib,
+        "chat": options.chat,
+        "wiki": options.wiki,
+        "rows": 2 if session.quick else options.rows,
+        "n_samples": 8 if session.quick else N_SAMPLES,
+        "max_length": MAX_LENGTH,
+        "group_size": options.group_size,
+    }
     print(
-        f"machine {platform.processor() or platform.machine()}, {_core.num_threads()} threads, "
-        f"backend {_core.active_backend()}; {settings['n_samples']} x {settings['max_length']} tokens, "
-        f"{settings['rows']} + {settings['rows']} held-out samples"
-    )
-    print(
-        f"{'recipe':22} {'s':>6} {'MB':>6}  {'KL chat':>16} {'ratio':>6}  {'KL wiki':>16} {'ratio':>6}"
+        f"\n{'recipe':22} {'s':>6} {'MB':>6}  {'KL chat':>16} {'ratio':>6}  {'KL wiki':>16} {'ratio':>6}"
     )
     yardstick: dict[bool, dict[str, float]] = {}
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        for name, keys, form in RUNS:
-            if settings["only"] and settings["only"] not in name and keys.get("method") != "rtn":
-                continue
+        for name, keys, form in RUNS[: 2 if session.quick else None]:
             with context.Pool(1) as pool:
                 result = pool.apply(
                     run_one, (settings, keys, form, Path(folder) / name.replace(" ", "-"))
@@ -136,7 +131,17 @@ def main() -> None:
             print(
                 f"{name:22} {result['seconds']:6.1f} {result['peak_mb']:6.0f}  {cells}", flush=True
             )
-
-
-if __name__ == "__main__":
-    main()
+            for kind in ("chat", "wiki"):
+                session.state(f"KL {kind}, {name}", kld[kind]["mean"], "nats", better="lower")
+            if not keys:
+                told = f"{result['tokens']:,} tokens"
+                session.state(
+                    f"quantize, default recipe, {told}: time",
+                    *(result["seconds"], "s", MOST_SECONDS),
+                    better="lower",
+                )
+                session.state(
+                    f"quantize, default recipe, {told}: peak memory",
+                    *(result["peak_mb"], "MB", MOST_MEGABYTES),
+                    better="lower",
+                )

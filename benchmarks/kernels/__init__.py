@@ -1,0 +1,1 @@
+"""Kernels, each beside the machine's limits and the rivals that have it: `python -m benchmarks.kernels`."""

@@ -1,0 +1,141 @@
+"""attention, and its share of a block: everything in a block that is no linear layer.
+
+FLOP of attention = 4 · head_dim for each pair of a query and a key it sees. The block is one of the 1B Llama shape with
+packed 4-bit layers (g128, int8 activations) on 2,048 tokens. What is not attention's own time is the block's time less
+that of its linear layers called one by one: attention, norms, rotary, activation and the sums between them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import qcore
+from benchmarks.harness import Session
+from benchmarks.random_checkpoint import LLAMA_1B, write_checkpoint
+from benchmarks.timing import Contender
+from qcore import QuantSpec, _core, quantize_rtn
+
+# n_sequences, n_tokens of each, n_heads, n_kv_heads, head_dim: the 1B shape, SmolLM2-135M, an 8B model.
+SHAPES = ((1, 2048, 32, 8, 64), (4, 512, 9, 3, 64), (1, 512, 32, 8, 128))
+N_TOKENS = 2048
+PAIRS = 12
+
+
+def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """(heads, tokens, dim) each; whole matrices of scores in the dtype of q."""
+    scores = q @ k.transpose(0, 2, 1) + hidden
+    p = np.exp(scores - scores.max(axis=2, keepdims=True))
+    return (p / p.sum(axis=2, keepdims=True)) @ v
+
+
+def bench(session: Session) -> None:
+    for shape in SHAPES[: 1 if session.quick else None]:
+        bench_attention(session, *shape)
+    share_of_block(session)
+
+
+def bench_attention(
+    session: Session, sequences: int, n: int, heads: int, kv_heads: int, dim: int
+) -> None:
+    rng, scale = session.rng, dim**-0.5
+    q = rng.standard_normal((sequences * n, heads * dim), dtype=np.float32)
+    k, v = rng.standard_normal((2, sequences * n, kv_heads * dim), dtype=np.float32)
+    lengths = [n] * sequences
+    hidden = np.where(np.tri(n, dtype=bool), 0, -np.inf).astype(np.float32)
+
+    def by_heads(a: np.ndarray, count: int) -> np.ndarray:
+        split = a[:n].reshape(n, count, dim).transpose(1, 0, 2)
+        return np.repeat(split, heads // count, axis=0)
+
+    def run() -> np.ndarray:
+        return _core.attention(q, k, v, lengths, lengths, heads, kv_heads, scale)
+
+    qs, ks, vs = (
+        by_heads(q * np.float32(scale), heads),
+        by_heads(k, kv_heads),
+        by_heads(v, kv_heads),
+    )
+    few = slice(0, 4)  # heads compared with float64
+    exact = plain_attention(*(a[few].astype(np.float64) for a in (qs, ks, vs)), hidden)
+    y = run()[:n].reshape(n, heads, dim)[:, few].transpose(1, 0, 2)
+    error = float(np.abs(y - exact).max())
+    size = np.linalg.norm(qs, axis=2).max() * np.linalg.norm(ks, axis=2).max()
+    # attention.h; 2^-8 of the values where a backend takes queries, keys and weights in bfloat16.
+    bound = 2 * 2.0**-24 * ((dim + 5) * size + 8 + n) + 4 * 2.0**-8
+    if not error <= bound * np.abs(v).max():
+        raise AssertionError(f"attention: error {error:.3g}")
+    flops = 4 * dim * heads * sequences * n * (n + 1) / 2
+    ours = Contender("ours", run, flops, 2 * q.nbytes + 2 * k.nbytes, error)
+
+    session.compare(
+        f"attention {sequences} x {n}, {heads}/{kv_heads} heads of {dim}, warm",
+        [
+            *session.limit("bf16"),
+            *session.limit("fp32"),
+            ours,
+        ],
+        pairs=PAIRS,
+    )
+
+
+def share_of_block(session: Session) -> None:
+    shape = dataclasses.replace(LLAMA_1B, n_layers=1, vocab_size=256)
+    with tempfile.TemporaryDirectory() as folder:
+        model = qcore.open(write_checkpoint(Path(folder), shape))
+        block = model.block(0)
+        weights = {
+            linear.name: quantize_rtn(block.weight(linear.name), QuantSpec(4, 128, symmetric=True))
+            for linear in block.plan.linears
+        }
+        block = block.replaced(weights)
+    x = session.rng.standard_normal((N_TOKENS, shape.hidden_size), dtype=np.float32)
+    wide = session.rng.standard_normal((N_TOKENS, shape.intermediate_size), dtype=np.float32)
+    packed = [
+        (
+            x if layer.in_features == shape.hidden_size else wide,
+            _core.PackedWeight(layer.codes, layer.scales, layer.zeros, 4, layer.group_size),
+        )
+        for layer in weights.values()
+    ]
+    flops = 2.0 * N_TOKENS * sum(n * k for n, k in shape.linears().values())
+
+    def linears() -> None:
+        for rows, weight in packed:
+            _core.packed_matmul(rows, weight, activations="int8")
+
+    q = session.rng.standard_normal((N_TOKENS, shape.n_heads * shape.head_dim), dtype=np.float32)
+    k, v = session.rng.standard_normal(
+        (2, N_TOKENS, shape.n_kv_heads * shape.head_dim), dtype=np.float32
+    )
+    heads = (shape.n_heads, shape.n_kv_heads, shape.head_dim**-0.5)
+    measured = session.compare(
+        f"one block of the 1B shape, {N_TOKENS} tokens, 4 bits g128, int8 activations",
+        [
+            Contender("block", lambda: block.forward(x, (N_TOKENS,), activations="int8"), flops),
+            Contender("its linear layers", linears, flops),
+            Contender(
+                "its attention",
+                lambda: _core.attention(q, k, v, [N_TOKENS], [N_TOKENS], *heads),
+            ),
+        ],
+        pairs=PAIRS,
+    )
+    times = {name: t.seconds for name, t in measured.times.items()}
+    attention = float(np.median(times["its attention"] / times["block"]))
+    others = float(np.median(1 - times["its linear layers"] / times["block"]))
+    session.state(
+        f"attention alone at {N_TOKENS} tokens: share of a block of the 1B shape",
+        *(100 * attention, "%"),
+        better="lower",
+        rival="the block",
+    )
+    session.state(
+        f"attention, norms, rotary, activation at {N_TOKENS} tokens: share of the block",
+        *(100 * others, "%", 15),
+        better="lower",
+        rival="the block",
+    )

@@ -1,0 +1,132 @@
+"""packed_matmul: 3, 4 and 8 bits and NF4, int8, bfloat16 and float32 activations.
+
+FLOP = 2 · M · N · K. Bytes = the packed weight (scales and zeros in it), x, y. One row to 16 are timed cold, each run
+with the next of several copies of the weight, as decoding does; more rows warm.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.harness import Session
+from benchmarks.kernels.weights import SLACK, PackedCase, packed_case, product_error
+from benchmarks.timing import Contender, rotating
+from qcore import _core
+
+PREFILL = (512, 4096, 4096)
+DECODE = ((14336, 4096), (4096, 4096))
+MORE_CODES = (("8 bits", 8, False), ("3 bits", 3, False), ("NF4", 4, True))
+
+
+def contender(
+    name: str, case: PackedCase, M: int, mode: str, rng: np.random.Generator
+) -> Contender:
+    """One product, checked; `name` is what the table calls it."""
+    K = case.top.shape[1]
+    x = rng.standard_normal((M, K), dtype=np.float32)
+    y = _core.packed_matmul(x, case.copies[0], activations=mode)
+    error = product_error(y, x, case.top, SLACK[mode])
+    run = rotating(lambda w: _core.packed_matmul(x, w, activations=mode), case.copies)
+    return Contender(name, run, 2.0 * y.size * K, case.nbytes + x.nbytes + y.nbytes, error)
+
+
+def bench(session: Session) -> None:
+    """Rows of the first five kernels of the table."""
+    prefill_int8(session)
+    prefill_sixteen_bit(session)
+    few_rows(session)
+    other_codes(session)
+
+
+def prefill_int8(session: Session) -> None:
+    M, N, K = PREFILL
+    grids = [(128, False, 60), (64, False, None), (32, False, 50)]
+    if not session.quick:
+        grids += [(128, True, 60), (32, True, 50)]
+    for group_size, symmetric, goal in grids:
+        case = packed_case(N, K, session.rng, group_size=group_size, symmetric=symmetric)
+        grid = f"g{group_size} {'symmetric' if symmetric else 'asymmetric'}"
+        ours = contender("int8 activations", case, M, "int8", session.rng)
+        measured = session.compare(
+            f"packed {M} x {N} x {K}, 4 bits {grid}, warm", [*session.limit("int8"), ours]
+        )
+        session.state_share(
+            f"packed int8 activations, {grid}, M = {M}: share of the int8 peak",
+            *(measured, ours.name, "int8 vpdpbusd peak", "flops", goal),
+        )
+
+
+def prefill_sixteen_bit(session: Session) -> None:
+    _, N, K = PREFILL
+    case = packed_case(N, K, session.rng)
+    for M in (128, 512):
+        bf16 = contender("bfloat16 activations", case, M, "bfloat16", session.rng)
+        f32 = contender("float32 activations", case, M, "float32", session.rng)
+        measured = session.compare(
+            f"packed {M} x {N} x {K}, 4 bits g128, warm",
+            [*session.limit("bf16"), *session.limit("fp32"), bf16, f32],
+        )
+        session.state_share(
+            f"packed bfloat16 activations, M = {M}: share of the bf16 peak",
+            *(measured, bf16.name, "bf16 vdpbf16ps peak", "flops", 75),
+        )
+        session.state_share(
+            f"packed float32 activations, M = {M}: share of the fp32 peak",
+            *(measured, f32.name, "fp32 FMA peak", "flops", None),
+        )
+
+
+def few_rows(session: Session) -> None:
+    for N, K in DECODE[: 1 if session.quick else None]:
+        case = packed_case(N, K, session.rng, cold=True)
+        modes = ("int8", "bfloat16", "float32")
+        one = [contender(f"M = 1, {mode}", case, 1, mode, session.rng) for mode in modes]
+        more = [contender(f"M = {M}, int8", case, M, "int8", session.rng) for M in (2, 4, 8, 16)]
+        measured = session.compare(
+            f"packed M x {N} x {K}, 4 bits g128, cold", [*session.limit("read"), *one, *more]
+        )
+        first = measured.times[one[0].name]
+        for ours in one:
+            session.state_share(
+                f"packed {N} x {K}, {ours.name}: share of the read stream",
+                *(measured, ours.name, "read stream", "nbytes", 95),
+            )
+        for M, goal in ((4, 1.15), (8, 1.5)):
+            times = measured.times[f"M = {M}, int8"]
+            session.state(
+                f"packed {N} x {K}, int8: time(M = {M}) / time(M = 1)",
+                first.ratio_to(times)[1],
+                "x",
+                goal,
+                better="lower",
+                rival="M = 1",
+            )
+
+
+def other_codes(session: Session) -> None:
+    M, N, K = PREFILL
+    four = packed_case(N, K, session.rng)
+    contenders = [contender("4 bits", four, M, "int8", session.rng)]
+    cold = session.limit("read")
+    missing = {}
+    for name, bits, table in MORE_CODES:
+        options = {"bits": bits, "table": table}
+        try:
+            case = packed_case(N, K, session.rng, **options)
+        except TypeError:
+            missing[name] = "this build of the core takes no table"
+            continue
+        contenders.append(contender(name, case, M, "int8", session.rng))
+        case = packed_case(*DECODE[0], session.rng, cold=True, **options)
+        cold.append(contender(name, case, 1, "int8", session.rng))
+    many = session.compare(f"packed {M} x {N} x {K}, g128, int8, warm", contenders)
+    one = session.compare(f"packed 1 x {DECODE[0][0]} x {DECODE[0][1]}, g128, int8, cold", cold)
+    for name, _, _ in MORE_CODES:
+        rate = f"packed {name}, int8, M = {M}: share of the 4-bit rate"
+        stream = f"packed {name}, int8, M = 1: share of the read stream"
+        if name in missing:
+            session.state(rate, None, "%", 80, rival="4 bits", missing=missing[name])
+            session.state(stream, None, "%", 95, rival="read stream", missing=missing[name])
+            continue
+        session.state_share(rate, many, name, "4 bits", "flops", 80)
+        session.state_share(stream, one, name, "read stream", "nbytes", 95)

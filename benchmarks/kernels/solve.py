@@ -1,0 +1,180 @@
+"""The solvers on one layer: Cholesky, GPTQ's column loop, AWQ's search and clip, given the Hessian.
+
+FLOP of the factorization = K³ / 3, of the column loop = N · K² (each error moves all later columns of its row). The
+yardsticks are OpenBLAS's spotrf, its sgemm on N x K x 1024, and GPTQ as its paper has it: a loop over columns in NumPy,
+blocks of 128, with its grid by min-max. The rival loop gets the inverse's factor for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import Session
+from benchmarks.peers import PeerAbsentError
+from benchmarks.peers.openblas import BRING, openblas
+from benchmarks.timing import Contender
+from qcore import _core
+
+N = K = 4096
+GROUP = BLOCK = 128
+N_TOKENS = 8192
+GEMM_ROWS = 1024
+PAIRS = 8  # of runs of some tenths of a second
+LOOP_PAIRS = 2  # the NumPy loop takes seconds
+GRID: dict[str, Any] = {"bits": 4, "group_size": GROUP, "symmetric": False}
+
+
+def statistics(rng: np.random.Generator, width: int = K) -> _core.Hessian:
+    """Of tokens whose channels differ in size and depend on each other, as real ones do."""
+    sizes = np.exp(rng.standard_normal(width)).astype(np.float32)
+    shared = rng.standard_normal((64, width), dtype=np.float32)
+    hessian = _core.Hessian(width)
+    for _ in range(N_TOKENS // 1024):
+        common = rng.standard_normal((1024, 64), dtype=np.float32) @ shared / 8
+        x = (rng.standard_normal((1024, width), dtype=np.float32) + common) * sizes
+        hessian.update(x)
+    return hessian
+
+
+def bench(session: Session) -> None:
+    seen = statistics(session.rng)
+    hessian = seen.hessian()
+    weight = session.rng.standard_normal((N, K), dtype=np.float32)
+    cholesky(session, hessian)
+    factor = _core.factor_hessian(hessian, GROUP)
+    codes = _core.gptq(weight, factor, **GRID)
+    loss = _core.layer_loss(weight, *codes, hessian)[0]
+    plain = _core.layer_loss(weight, *_core.rtn(weight, **GRID), hessian)[0]
+    if not loss < plain:
+        raise AssertionError(f"gptq: loss {loss:.4g}, plain rounding {plain:.4g}")
+    print(f"loss of gptq {loss / plain:.3f} of plain rounding's")
+    loop = Contender("GPTQ loop", lambda: _core.gptq(weight, factor, **GRID), float(N) * K * K)
+    factoring = Contender("factor", lambda: _core.factor_hessian(hessian, GROUP), float(K) ** 3 / 3)
+    awq = Contender(
+        "AWQ search",
+        lambda: _core.search_awq_scales([weight], hessian, seen.abs_mean, None, **GRID),
+    )
+    clip = Contender("clip search", lambda: _core.rtn_clipped(weight, hessian, **GRID))
+    rivals = []
+    try:
+        x = session.rng.standard_normal((GEMM_ROWS, K), dtype=np.float32)
+        run = openblas().sgemm(x, weight)
+        rivals.append(Contender("OpenBLAS sgemm", run, 2.0 * GEMM_ROWS * N * K))
+    except PeerAbsentError as absent:
+        print(f"OpenBLAS is absent: {absent}")
+    measured = session.compare(
+        f"{N} x {K}, 4 bits g{GROUP}, given H",
+        [*session.limit("fp32"), *rivals, factoring, loop, awq, clip],
+        pairs=PAIRS,
+    )
+    if rivals:
+        share = measured.times[loop.name].ratio_to(measured.times["OpenBLAS sgemm"], "flops")[1]
+    session.state(
+        f"GPTQ loop {N} x {K}, scale search included: share of the gemm rate",
+        100 * share if rivals else None,
+        "%",
+        70,
+        rival="OpenBLAS sgemm",
+        missing="" if rivals else BRING,
+    )
+    seconds = {name: times.seconds for name, times in measured.times.items()}
+    solve = seconds[factoring.name] + seconds[loop.name]
+    search = seconds[awq.name] + seconds[clip.name]
+    session.state(
+        f"AWQ search and clip {N} x {K} / GPTQ solve (factor and loop)",
+        *(float(np.median(search / solve)), "x", 2.0),
+        better="lower",
+        rival="GPTQ solve",
+    )
+    textbook(session, weight, hessian, loop, loss)
+
+
+def cholesky(session: Session, hessian: np.ndarray) -> None:
+    ours = Contender("ours", lambda: _core.factor_hessian(hessian, GROUP), float(K) ** 3 / 3)
+    factor = _core.factor_hessian(hessian, GROUP)
+    r = np.triu(factor.r[:, :K]).astype(np.float64)
+    order = np.asarray(factor.permutation)
+    few = slice(K - 256, K)  # the last rows of R · Rᵀ need the last columns only
+    damped = hessian[np.ix_(order[few], order[few])]
+    scale = float((r[few] @ r[few].T)[-1, -2] / damped[-1, -2])
+    error = np.abs((r[few] @ r[few].T) / scale - damped)
+    np.fill_diagonal(error, 0.0)  # damping is added there
+    diagonal = np.sqrt(np.diag(damped))
+    if not (error <= 2.0**-20 * np.outer(diagonal, diagonal)).all():
+        raise AssertionError("factor_hessian: R · Rᵀ is not the Hessian")
+    rivals = []
+    try:
+        damped32 = hessian.astype(np.float32)
+        damped32[np.diag_indices(K)] *= np.float32(1.03)
+        work = np.empty_like(damped32)
+        rivals.append(
+            Contender(
+                "OpenBLAS spotrf",
+                openblas().spotrf(work),
+                float(K) ** 3 / 3,
+                prepare=lambda: np.copyto(work, damped32),
+            )
+        )
+    except PeerAbsentError as absent:
+        print(f"OpenBLAS is absent: {absent}")
+    measured = session.compare(
+        f"Cholesky {K}, ours with ordering and damping, from float64",
+        [*session.limit("fp32"), *rivals, ours],
+        pairs=PAIRS,
+    )
+    session.state_ratio(f"cholesky K = {K}", measured, "ours", "OpenBLAS spotrf", 1.0, how=BRING)
+
+
+def textbook(
+    session: Session, weight: np.ndarray, hessian: np.ndarray, loop: Contender, loss: float
+) -> None:
+    damped = hessian + 0.03 * np.mean(np.diag(hessian)) * np.eye(K)
+    inverse = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+    run = numpy_loop(weight, np.ascontiguousarray(inverse))
+    theirs = _core.layer_loss(weight, *run(), hessian)[0]
+    if not loss <= 1.02 * theirs:
+        raise AssertionError(f"gptq: loss {loss:.4g}, the textbook's {theirs:.4g}")
+    print(f"loss of gptq {loss / theirs:.3f} of the textbook loop's")
+    measured = session.compare(
+        f"GPTQ loop {N} x {K} beside the paper's in NumPy",
+        [Contender("NumPy loop", run, loop.flops), loop],
+        pairs=LOOP_PAIRS,
+        seconds=0,
+    )
+    session.state_ratio(
+        f"GPTQ loop {N} x {K}, {LOOP_PAIRS} pairs", measured, loop.name, "NumPy loop", 5.0
+    )
+
+
+def numpy_loop(
+    weight: np.ndarray, inverse: np.ndarray
+) -> Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Frantar et al. 2022, algorithm 1; `inverse` is the upper Cholesky factor of the inverse."""
+
+    def run() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        w = weight.copy()
+        codes = np.empty(w.shape, np.uint8)
+        scales = np.empty((N, K // GROUP), np.float32)
+        zeros = np.empty((N, K // GROUP), np.uint8)
+        for begin in range(0, K, BLOCK):
+            block = w[:, begin : begin + BLOCK].copy()
+            errors = np.empty_like(block)
+            low, high = np.minimum(block.min(1), 0), np.maximum(block.max(1), 0)
+            scale = (high - low) / 15
+            zero = np.rint(-low / scale)
+            scales[:, begin // GROUP] = scale
+            zeros[:, begin // GROUP] = zero
+            for i in range(BLOCK):
+                row = inverse[begin + i, begin : begin + BLOCK]
+                code = np.clip(np.rint(block[:, i] / scale) + zero, 0, 15)
+                codes[:, begin + i] = code
+                error = (block[:, i] - scale * (code - zero)) / row[i]
+                block[:, i:] -= np.outer(error, row[i:])
+                errors[:, i] = error
+            w[:, begin + BLOCK :] -= errors @ inverse[begin : begin + BLOCK, begin + BLOCK :]
+        return codes, scales, zeros
+
+    return run

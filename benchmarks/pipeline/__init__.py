@@ -1,0 +1,1 @@
+"""Whole jobs beside their rivals: `python -m benchmarks.pipeline`."""

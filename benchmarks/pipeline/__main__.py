@@ -1,0 +1,39 @@
+"""Whole jobs, with the goal beside each figure.
+
+    python -m benchmarks.pipeline [--only NAME ...] [--model MODEL --calib TRAIN.jsonl ...] [--json FILE] [--quick]
+
+What each part needs and times is said in its module; a part whose data or rivals are not given says so.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from benchmarks.harness import Session, parser
+from benchmarks.pipeline import recipes
+
+JOBS = {
+    "recipes": recipes.bench,
+}
+
+
+def main() -> int:
+    options = parser(__doc__)
+    options.add_argument("--only", choices=JOBS, nargs="+", default=list(JOBS))
+    options.add_argument("--model", help="checkpoint folder or GGUF file of a real model")
+    options.add_argument("--calib", help="JSONL with messages, plain or gzip")
+    options.add_argument("--chat", help="held-out JSONL with messages")
+    options.add_argument("--wiki", help="held-out WikiText file")
+    options.add_argument("--rows", type=int, default=20, help="held-out samples of each kind")
+    options.add_argument("--group-size", type=int, help="of the recipes [the default's]")
+    session = Session("pipeline", options.parse_args())
+    for name in session.options.only:
+        begin = time.perf_counter()
+        JOBS[name](session)
+        print(f"({name}: {time.perf_counter() - begin:.0f} s)")
+    return session.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
