@@ -79,6 +79,13 @@ struct Simd {
     const __m128i half = _mm_loadu_si128(static_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
   }
+  // The bfloat16 in the low or high half of each word, as float32.
+  static QCORE_INLINE F low_bf16(F v) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bits(v), 16));
+  }
+  static QCORE_INLINE F high_bf16(F v) {
+    return _mm256_castsi256_ps(both(bits(v), spread_word(static_cast<int>(0xffff0000u))));
+  }
   static QCORE_INLINE F load_f16(const void* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p)));
   }

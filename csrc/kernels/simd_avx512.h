@@ -89,6 +89,13 @@ struct Simd {
     const __m256i half = _mm256_loadu_si256(static_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
   }
+  // The bfloat16 in the low or high half of each word, as float32.
+  static QCORE_INLINE F low_bf16(F v) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits(v), 16));
+  }
+  static QCORE_INLINE F high_bf16(F v) {
+    return _mm512_castsi512_ps(both(bits(v), spread_word(static_cast<int>(0xffff0000u))));
+  }
   static QCORE_INLINE F load_f16(const void* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
   }

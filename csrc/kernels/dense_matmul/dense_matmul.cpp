@@ -14,11 +14,13 @@ namespace qcore::kernels {
 namespace {
 
 constexpr int64_t kWordBytes = 4;  // of a step: one float32 or a pair of bfloat16
-// Steps laid out at a time: with many rows 64 outputs x 512 steps = 128 KiB of second-level cache;
-// with few rows a panel is used once or twice, so it stays in the first level (24 KiB).
+// Steps laid out at a time: 64 outputs x 512 steps = 128 KiB of second-level cache.
 constexpr int64_t kPanelSteps = 512;
-constexpr int64_t kShortPanelSteps = 96;
-constexpr int64_t kFewRows = 16;
+// Up to so many rows the weight is multiplied where it lies.
+constexpr int64_t kFewRows = 12;
+// Inputs of 16 rows taken at a time then: 4 KiB of each bfloat16 row, a page, and with the piece
+// that comes next 128 KiB of second-level cache.
+constexpr int64_t kPieceInputs = 2048;
 // Converted rows of x held at a time; bounds the memory of a call.
 constexpr int64_t kRowsAtOnce = 4096;
 constexpr int64_t kConvertedRows = 64;  // by one thread in one go
@@ -81,8 +83,38 @@ class Product {
 
   // y points to the row of y that belongs to row 0 of x.
   void run_block(const Block& block, const PreparedRows& x, float* y) const {
-    const int64_t most_steps = block.rows <= kFewRows ? kShortPanelSteps : kPanelSteps;
-    const int64_t panels = std::max<int64_t>(1, (steps_ + most_steps - 1) / most_steps);
+    if (args_.n_tokens <= kFewRows) {
+      run_few_rows(block, x, y);
+    } else {
+      run_panels(block, x, y);
+    }
+  }
+
+  void run_few_rows(const Block& block, const PreparedRows& x, float* y) const {
+    FewRowsArgs few;
+    few.x_stride_bytes = x.stride_bytes;
+    few.rows = block.rows;
+    few.y_stride = args_.y_stride;
+    const int64_t end = block.output + block.outputs;
+    for (int64_t n = block.output; n < end; n += kStripWidth) {
+      few.y = y + block.row * args_.y_stride + n;
+      int64_t input = 0;
+      do {
+        const int64_t inputs = std::min(kPieceInputs, args_.in_features - input);
+        const bool last = input + inputs == args_.in_features;
+        few.x = x.data + block.row * x.stride_bytes + input / inputs_per_step_ * kWordBytes;
+        few.weight = weight_part(n, std::min(kStripWidth, end - n), input, inputs);
+        few.ahead = last ? weight_at(n + kStripWidth, 0) : weight_at(n, input + inputs);
+        few.resume = input > 0;
+        few.bias = args_.bias != nullptr && last ? args_.bias + n : nullptr;
+        (pairs_ ? tiles_.few_rows_pairs : tiles_.few_rows_floats)(few);
+        input += inputs;
+      } while (input < args_.in_features);
+    }
+  }
+
+  void run_panels(const Block& block, const PreparedRows& x, float* y) const {
+    const int64_t panels = std::max<int64_t>(1, (steps_ + kPanelSteps - 1) / kPanelSteps);
     const int64_t panel_steps = (steps_ + panels - 1) / panels;
     // One more line than needed: strips at a power of two would share the same sets of the cache.
     const int64_t strip_stride = (panel_steps + 1) * kStripWidth;
@@ -102,24 +134,24 @@ class Product {
         tile.outputs = std::min(kPanelOutputs, block.output + block.outputs - n);
         tile.y = y + block.row * args_.y_stride + n;
         tile.bias = args_.bias != nullptr && p == panels - 1 ? args_.bias + n : nullptr;
-        const PanelSource source = panel_source(n, tile.outputs, step, tile.steps);
+        const int64_t input = step * inputs_per_step_;
+        const PanelSource source =
+            weight_part(n, tile.outputs, input,
+                        std::min(args_.in_features - input, tile.steps * inputs_per_step_));
         (pairs_ ? tiles_.pack_pairs : tiles_.pack_floats)(source, panel, strip_stride);
         (pairs_ ? tiles_.multiply_pairs : tiles_.multiply_floats)(tile);
       }
     }
   }
 
-  PanelSource panel_source(int64_t output, int64_t outputs, int64_t step, int64_t steps) const {
-    const int64_t weight_bytes = size_in_bytes(args_.weight_dtype);
-    const int64_t input = step * inputs_per_step_;
-    PanelSource source;
-    source.stride_bytes = args_.weight_stride * weight_bytes;
-    source.weight = static_cast<const uint8_t*>(args_.weight) + output * source.stride_bytes +
-                    input * weight_bytes;
-    source.dtype = args_.weight_dtype;
-    source.outputs = outputs;
-    source.inputs = std::min(args_.in_features - input, steps * inputs_per_step_);
-    return source;
+  const uint8_t* weight_at(int64_t output, int64_t input) const {
+    return static_cast<const uint8_t*>(args_.weight) +
+           (output * args_.weight_stride + input) * size_in_bytes(args_.weight_dtype);
+  }
+
+  PanelSource weight_part(int64_t output, int64_t outputs, int64_t input, int64_t inputs) const {
+    return {weight_at(output, input), args_.weight_stride * size_in_bytes(args_.weight_dtype),
+            args_.weight_dtype, outputs, inputs};
   }
 
   const DenseMatmulArgs& args_;

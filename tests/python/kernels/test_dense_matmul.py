@@ -21,6 +21,9 @@ SHAPES = [
     *[(m, 17, 33) for m in (0, 1, 2, 5, 7, 8, 9, 33)],
     *[(9, n, 40) for n in (0, 1, 15, 16, 17, 64, 100, 129)],
     *[(7, 20, k) for k in (0, 1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129)],
+    # Few rows take the weight in pieces of 2,048 inputs; from 13 rows on it is laid out in panels.
+    *[(m, 35, 2049) for m in (1, 2, 3, 4, 5, 12, 13)],
+    (3, 40, 4127),
     (33, 100, 1201),
     (301, 70, 130),
 ]
@@ -105,7 +108,7 @@ def test_strided_and_misaligned_rows_change_nothing(backend, dtypes, rng):
 def test_a_row_does_not_depend_on_its_batch(backend, dtypes, rng):
     x, weight = random_pair(rng, (67, 83, 131), dtypes)
     whole = product(backend, x, weight)
-    for M in (1, 2, 3, 6, 7, 13):
+    for M in (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13):
         assert product(backend, x[:M], weight).tobytes() == whole[:M].tobytes()
     assert product(backend, x[40:41], weight).tobytes() == whole[40:41].tobytes()
 
