@@ -11,6 +11,7 @@
 #include "bind/bind_spec.h"
 #include "bind/packed_weight.h"
 #include "kernels/attention/attention.h"
+#include "kernels/cholesky_rows/cholesky_rows.h"
 #include "kernels/column_loop/column_loop.h"
 #include "kernels/compare_logits/compare_logits.h"
 #include "kernels/dense_matmul/dense_matmul.h"
@@ -18,7 +19,6 @@
 #include "kernels/gram/gram.h"
 #include "kernels/packed_matmul/packed_matmul.h"
 #include "kernels/quadratic_form/quadratic_form.h"
-#include "kernels/rank_update/rank_update.h"
 
 namespace qcore::bind {
 namespace {
@@ -120,7 +120,7 @@ constexpr KernelRow kKernels[] = {
     {"compare_logits", &kernels::compare_logits_backend},
     {"column_loop", &kernels::column_loop_backend},
     {"quadratic_form", &kernels::quadratic_form_backend},
-    {"rank_update", &kernels::rank_update_backend},
+    {"cholesky_rows", &kernels::cholesky_rows_backend},
 };
 
 const char* kernel_backend(const std::string& name) {

@@ -194,6 +194,7 @@ void bind_solve(py::module_& module) {
       .def_readonly("group_size", &solve::Factor::group_size)
       .def_readonly("permutation", &solve::Factor::permutation)
       .def_readonly("damp_tried", &solve::Factor::damp_tried)
+      .def_readonly("float64", &solve::Factor::float64)
       .def_readonly("failed", &solve::Factor::failed)
       .def_readonly("dead_columns", &solve::Factor::dead_columns)
       .def_property_readonly("r", &factor_r, "R in visiting order, float32.");

@@ -1,29 +1,79 @@
-// A = R · Rᵀ with R upper: the Cholesky factorization read from the last row upwards.
+// B = Uᵀ · U with U upper: the Cholesky factorization, by blocks of rows.
 //
 // Own blocked code: library products change bits with threads or with the cache sizes they find.
+// GPTQ's factor H = R · Rᵀ is this one with rows and columns in reverse: R_ij = U_{K-1-j, K-1-i}.
 #pragma once
 
 #include <cstdint>
-#include <vector>
+
+#include "kernels/blocks.h"
+#include "kernels/strips.h"
 
 namespace qcore::solve {
 
-// A square float64 matrix whose rows start at multiples of an odd number of cache lines, so that a
-// column does not fall into a few sets of the cache.
-struct PaddedMatrix {
-  int64_t size = 0;
-  int64_t stride = 0;  // a multiple of 16, at least `size`
-  std::vector<double> values;
+// The upper triangle of an (n, n) matrix in strips of 16 columns, as kernels/cholesky_rows reads
+// it: row k of a strip is 16 numbers side by side. n is padded to whole strips; the pad is a unit
+// matrix, which changes nothing. What lies below a diagonal block is never written: pages that
+// nobody touches cost no memory. T is float or double.
+template <typename T>
+class StripMatrix {
+ public:
+  explicit StripMatrix(int64_t n);
 
-  explicit PaddedMatrix(int64_t n);
-  double* row(int64_t i) { return values.data() + i * stride; }
-  const double* row(int64_t i) const { return values.data() + i * stride; }
+  int64_t size() const { return size_; }
+  int64_t padded() const { return padded_; }
+  int64_t strips() const { return padded_ / kernels::kStripRows; }
+  int64_t strip_stride() const { return strip_stride_; }
+  T* strip(int64_t s) { return values_.as<T>() + s * strip_stride_; }
+  const T* strip(int64_t s) const { return values_.as<T>() + s * strip_stride_; }
+
+  // row <= column, or both in one diagonal block.
+  T& at(int64_t row, int64_t column) {
+    return strip(column /
+                 kernels::kStripRows)[row * kernels::kStripRows + column % kernels::kStripRows];
+  }
+
+  // Overwrites 16 rows from `first` on, a multiple of 16, from their diagonal to the right with
+  // value(row, column); zeros inside the diagonal block below it, and the pad.
+  template <typename Value>
+  void fill_rows(int64_t first, const Value& value);
+
+ private:
+  int64_t size_;
+  int64_t padded_;
+  int64_t strip_stride_;
+  kernels::AlignedBuffer values_;
 };
 
-// Replaces the upper triangle (diagonal included) of a symmetric matrix by R; reads nothing else,
-// and leaves what is below the diagonal undefined. False when a pivot is not positive and finite or
-// when the smallest R_jj falls below smallest_ratio times the largest. Same bytes for any number of
-// threads and on every CPU: each element takes its products in a fixed order.
-bool factor_upper(PaddedMatrix& a, double smallest_ratio);
+// Replaces the matrix by U. False when a pivot is not positive and finite, when the smallest U_jj
+// falls below smallest_ratio times the largest, or when one squared falls below smallest_share of
+// the B_jj it was reduced from. Same bytes for any number of threads and on every CPU: each element
+// takes its products in a fixed order, each fused.
+template <typename T>
+bool factor_upper(StripMatrix<T>& b, double smallest_ratio, double smallest_share);
+
+extern template class StripMatrix<float>;
+extern template class StripMatrix<double>;
+extern template bool factor_upper(StripMatrix<float>&, double, double);
+extern template bool factor_upper(StripMatrix<double>&, double, double);
+
+template <typename T>
+template <typename Value>
+void StripMatrix<T>::fill_rows(int64_t first, const Value& value) {
+  constexpr int64_t kRows = kernels::kStripRows;
+  for (int64_t s = first / kRows; s < strips(); ++s) {
+    for (int64_t row = first; row < first + kRows; ++row) {
+      T* to = strip(s) + row * kRows;
+      for (int64_t lane = 0; lane < kRows; ++lane) {
+        const int64_t column = s * kRows + lane;
+        if (column >= size_ || row >= size_) {
+          to[lane] = row == column ? T(1) : T(0);
+        } else {
+          to[lane] = column < row ? T(0) : static_cast<T>(value(row, column));
+        }
+      }
+    }
+  }
+}
 
 }  // namespace qcore::solve

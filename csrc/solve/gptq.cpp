@@ -1,6 +1,7 @@
 #include "solve/gptq.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <numeric>
 
@@ -17,11 +18,30 @@ namespace {
 constexpr double kLadder[] = {0.05, 0.1, 0.2, 0.5, 1.0};
 // float32 keeps about seven digits: a smaller R_jj is noise of the larger ones.
 constexpr double kSmallestRatio = 1e-7;
-constexpr int64_t kRowsPerItem = 32;
+// What a float32 pivot must keep of the diagonal element it was reduced from: rounding leaves an
+// error of about √K · 2^-24 of that element in it.
+constexpr double kSmallestShare = 0x1p-12;
+constexpr int64_t kStripRows = kernels::kStripRows;
 constexpr int64_t kLine = 16;  // floats in a cache line
 
+// 0 · x is 0 unless x is NaN or infinite.
+bool all_finite(const double* values, int64_t count) {
+  constexpr int64_t kSums = 8;
+  double poison[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums <= count; i += kSums) {
+    for (int64_t s = 0; s < kSums; ++s) poison[s] += 0.0 * values[i + s];
+  }
+  for (; i < count; ++i) poison[0] += 0.0 * values[i];
+  return std::all_of(poison, poison + kSums, [](double p) { return p == 0.0; });
+}
+
 void require_finite_hessian(const double* hessian, int64_t n) {
-  for (int64_t i = 0; i < n * n; ++i) {
+  std::atomic<bool> finite{true};
+  parallel_for(n, [&](int64_t row) {
+    if (!all_finite(hessian + row * n, n)) finite.store(false);
+  });
+  for (int64_t i = 0; !finite.load(); ++i) {
     if (std::isfinite(hessian[i])) continue;
     throw NumericalError(message(std::isnan(hessian[i]) ? "VALUE_NAN" : "VALUE_INF",
                                  ": factor_hessian: hessian holds ", hessian[i], " at row ", i / n,
@@ -75,36 +95,56 @@ struct Problem {
   double mean;  // of the scaled diagonal
 };
 
-// Upper triangle of the scaled, permuted, damped Hessian. Dead columns stand on the mean.
-void fill_damped(const Problem& problem, const Factor& factor, double damp, PaddedMatrix& a) {
-  const int64_t n = a.size;
-  parallel_blocks(n, kRowsPerItem, [&](int64_t begin, int64_t end) {
+// The scaled, permuted, damped Hessian in reverse, its upper triangle. Dead columns stand on the
+// mean.
+template <typename T>
+void fill_damped(const Problem& problem, const Factor& factor, double damp, StripMatrix<T>& b) {
+  const int64_t n = b.size();
+  const int64_t* visited = factor.permutation.data();
+  parallel_blocks(b.padded(), kStripRows, [&](int64_t first, int64_t) {
     const DefaultFloatEnvironment environment;
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t row = factor.permutation[static_cast<size_t>(i)];
-      const double* from = problem.hessian + row * n;
-      for (int64_t j = i; j < n; ++j) {
-        a.row(i)[j] = from[factor.permutation[static_cast<size_t>(j)]] * problem.scale;
-      }
-      const double live = problem.diagonal[static_cast<size_t>(row)];
-      a.row(i)[i] = (live == 0.0 ? problem.mean : live) + damp * problem.mean;
-    }
+    b.fill_rows(first, [&](int64_t row, int64_t column) {
+      const int64_t i = visited[n - 1 - row];
+      if (row != column) return problem.hessian[i * n + visited[n - 1 - column]] * problem.scale;
+      const double live = problem.diagonal[static_cast<size_t>(i)];
+      return (live == 0.0 ? problem.mean : live) + damp * problem.mean;
+    });
   });
 }
 
-void store_factor(const Problem& problem, const PaddedMatrix& a, Factor& factor) {
-  const int64_t n = a.size;
+// R_ij = U_{n-1-j, n-1-i}, in float32.
+template <typename T>
+void store_factor(const Problem& problem, const StripMatrix<T>& u, Factor& factor) {
+  const int64_t n = u.size();
   factor.r_stride = (n + kLine - 1) / kLine * kLine;
   if (factor.r_stride / kLine % 2 == 0) factor.r_stride += kLine;
   factor.r.assign(static_cast<size_t>(n * factor.r_stride), 0.0f);
   factor.column_weights.resize(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) {
-    float* r = factor.r.data() + i * factor.r_stride;
-    for (int64_t j = i; j < n; ++j) r[j] = static_cast<float>(a.row(i)[j]);
-    const auto stored = static_cast<size_t>(factor.permutation[static_cast<size_t>(i)]);
-    const bool dead = problem.diagonal[stored] == 0.0;
-    factor.column_weights[static_cast<size_t>(i)] = dead ? 0.0f : r[i] * r[i];
-  }
+  parallel_for(u.strips(), [&](int64_t s) {
+    const DefaultFloatEnvironment environment;
+    const T* strip = u.strip(s);
+    for (int64_t lane = 0; lane < kStripRows; ++lane) {
+      const int64_t i = n - 1 - (s * kStripRows + lane);
+      if (i < 0) break;
+      float* r = factor.r.data() + i * factor.r_stride;
+      for (int64_t j = i; j < n; ++j) {
+        r[j] = static_cast<float>(strip[(n - 1 - j) * kStripRows + lane]);
+      }
+      const auto stored = static_cast<size_t>(factor.permutation[static_cast<size_t>(i)]);
+      const bool dead = problem.diagonal[stored] == 0.0;
+      factor.column_weights[static_cast<size_t>(i)] = dead ? 0.0f : r[i] * r[i];
+    }
+  });
+}
+
+// One rung in one precision.
+template <typename T>
+bool try_factor(const Problem& problem, double smallest_share, Factor& factor) {
+  StripMatrix<T> matrix(factor.in_features);
+  fill_damped(problem, factor, factor.damp_tried.back(), matrix);
+  if (!factor_upper(matrix, kSmallestRatio, smallest_share)) return false;
+  store_factor(problem, matrix, factor);
+  return true;
 }
 
 }  // namespace
@@ -137,10 +177,11 @@ Factor factor_hessian(const double* hessian, int64_t in_features, int64_t group_
   }
   factor.permutation = visiting_order(problem.diagonal, group_size, options.order);
   factor.damp_tried.push_back(options.damp_ratio);
-  PaddedMatrix a(in_features);
-  for (size_t rung = 0;; ++rung) {
-    fill_damped(problem, factor, factor.damp_tried.back(), a);
-    if (factor_upper(a, kSmallestRatio)) break;
+  for (;;) {
+    if (try_factor<float>(problem, kSmallestShare, factor)) return factor;
+    factor.float64 = true;
+    if (try_factor<double>(problem, 0.0, factor)) return factor;
+    factor.float64 = false;
     const double* next =
         std::upper_bound(std::begin(kLadder), std::end(kLadder), factor.damp_tried.back());
     if (next == std::end(kLadder)) {
@@ -149,8 +190,6 @@ Factor factor_hessian(const double* hessian, int64_t in_features, int64_t group_
     }
     factor.damp_tried.push_back(*next);
   }
-  store_factor(problem, a, factor);
-  return factor;
 }
 
 QuantizedWeight gptq(const float* weight, int64_t out_features, const Factor& factor,

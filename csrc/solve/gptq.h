@@ -43,6 +43,7 @@ struct Factor {
   std::vector<float> r;
   std::vector<float> column_weights;  // (K,) R_jj² in visiting order, 0 for dead columns
   std::vector<double> damp_tried;     // every rung tried; the last one held, unless `failed`
+  bool float64 = false;               // the rung that held did so in float64 only
   bool failed = false;                // no rung held: the caller rounds, counts and names the layer
   int64_t dead_columns = 0;  // channels with H_jj = 0: their diagonal is set to the mean, never
                              // zeroed; their weights are rounded plainly
@@ -50,8 +51,10 @@ struct Factor {
 
 // hessian (K, K) float64, both triangles. Climbs damp_ratio, then the rungs above it of 0.05, 0.1,
 // 0.2, 0.5, 1.0. A rung fails when a pivot is not positive or R_jj falls below 1e-7 of the largest.
-// Factors in float64, rounds R to float32. Throws NumericalError when the Hessian holds NaN or
-// infinity, ArgumentError for a negative damp_ratio or a group size that does not divide.
+// Factors in float32; a rung that fails there, or whose R_jj² keeps less than 2^-12 of the diagonal
+// element it was reduced from, is tried again in float64 and R rounded to float32. Throws
+// NumericalError when the Hessian holds NaN or infinity, ArgumentError for a negative damp_ratio or
+// a group size that does not divide.
 Factor factor_hessian(const double* hessian, int64_t in_features, int64_t group_size,
                       const GptqOptions& options);
 

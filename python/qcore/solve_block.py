@@ -136,6 +136,8 @@ def _solve_tap(
             report["damp"] = float(factor.damp_tried[-1])
             if len(factor.damp_tried) > 1:
                 report["damp_tried"] = [float(d) for d in factor.damp_tried]
+            if factor.float64:
+                report["factor"] = "float64"
             if factor.dead_columns:
                 report["dead_columns"] = int(factor.dead_columns)
             if factor.failed:

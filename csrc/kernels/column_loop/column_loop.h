@@ -10,11 +10,9 @@
 
 #include "base/backend_id.h"
 #include "base/half.h"
+#include "kernels/strips.h"
 
 namespace qcore::kernels {
-
-// Rows that travel side by side. A strip is 16 rows, stored column by column: (in_features, 16).
-constexpr int64_t kStripRows = 16;
 
 enum class GridRule : int {
   kMinMax = 0,    // the range of the group's weights

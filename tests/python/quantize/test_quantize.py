@@ -303,6 +303,7 @@ def test_layer_that_cannot_be_factored_is_rounded_counted_and_named(
     class Failed:
         def __init__(self, factor):
             self.damp_tried, self.dead_columns, self.failed = factor.damp_tried, 0, True
+            self.float64 = False
 
     monkeypatch.setattr(
         _core,

@@ -41,8 +41,9 @@ def test_r_times_its_transpose_is_the_damped_hessian(K, order, rng):
     assert (r == np.triu(r)).all()
     expected = oracle.damped(hessian, 0.03)[np.ix_(p, p)]
     unit = 2.0 ** -np.floor(np.log2(np.diag(hessian).mean()))  # the factor is of H · 2^-e
-    bound = 2 * 2.0**-24 * np.linalg.norm(r, axis=1)
-    bound = bound[:, None] * np.linalg.norm(r, axis=1)  # R is rounded to float32 once
+    # Higham 2002, theorem 10.3: K + 1 roundings of float32, and one of the input.
+    bound = (K + 2) * 2.0**-24 * np.outer(*2 * [np.linalg.norm(r, axis=1)])
+    assert not found.float64
     assert (np.abs(r @ r.T - expected * unit) <= bound).all()
 
 
@@ -145,7 +146,7 @@ def test_bytes_depend_on_neither_backend_nor_threads(backend, threads, rng):
         with forced_backend("ref"), forced_threads(1):
             expected = run()
         with forced_backend(backend), forced_threads(threads):
-            for kernel in ("column_loop", "rank_update", "quadratic_form"):
+            for kernel in ("column_loop", "cholesky_rows", "quadratic_form"):
                 assert _core.kernel_backend(kernel) == backend
             assert same_bytes(run(), expected)
 
@@ -195,6 +196,27 @@ def test_dead_channels_are_counted_and_rounded_plainly(rng):
         steps = np.rint(weight[:, column] / scales[:, group])
         expected = np.clip(steps + zeros[:, group], 0, 15)
         assert (codes[:, column] == expected).all()
+
+
+def test_a_factor_that_loses_digits_in_float32_is_made_in_float64(rng):
+    """One channel of 10^6 times the mean, known from the others but for noise: its pivot keeps less
+    than 2^-12 of it."""
+    K = 48
+    hessian = correlated_hessian(rng, K)
+    mix = rng.standard_normal(K) * 1e3
+    mix[7] = 1.0
+    lift = np.eye(K)
+    lift[7] = mix
+    hessian = lift @ hessian @ lift.T
+    found = factor(hessian, 16, damp_ratio=0.0, order="group")
+    assert found.float64
+    assert found.damp_tried == [0.0]
+    p = np.array(found.permutation)
+    r = found.r.astype(np.float64)
+    unit = 2.0 ** -np.floor(np.log2(np.diag(hessian).mean()))
+    bound = 2.0**-23 * np.outer(*2 * [np.linalg.norm(r, axis=1)])  # R is rounded once
+    assert (np.abs(r @ r.T - hessian[np.ix_(p, p)] * unit) <= bound).all()
+    assert not factor(hessian, 16, damp_ratio=0.5, order="group").float64
 
 
 def test_a_hessian_that_is_not_positive_climbs_the_ladder(rng):
