@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -125,6 +125,39 @@ def interleaved(
     columns = np.concatenate(kept).T
     times = {c.name: Times(c, s) for c, s in zip(contenders, columns, strict=True)}
     return Interleaved(times, columns.shape[1], dropped, disturbed)
+
+
+def visited(
+    systems: Mapping[str, Callable[[], Mapping[str, float]]], visits: int
+) -> tuple[dict[str, dict[str, Times]], int]:
+    """Whole systems in turn, A B C C B A ..., each of which tells the seconds of several tests.
+
+    A round is one visit to each; it is repeated, at most once for each wanted, when other
+    processes took more than 1 % of the CPUs.
+
+    Returns:
+        test -> system -> times, and how many rounds stayed disturbed.
+    """
+    rounds: list[dict[str, Mapping[str, float]]] = []
+    order = list(systems)
+    repeated = disturbed = 0
+    while len(rounds) < visits:
+        before = CpuUse.now()
+        found = {name: systems[name]() for name in order}
+        order.reverse()
+        if CpuUse.now().others_since(before) > OTHERS_SHARE:
+            if repeated < visits:
+                repeated += 1
+                continue
+            disturbed += 1
+        rounds.append(found)
+    times: dict[str, dict[str, Times]] = {}
+    for system in systems:
+        for test in rounds[0][system]:
+            seconds = np.array([found[system][test] for found in rounds])
+            named = Contender(system, lambda: None)
+            times.setdefault(test, {})[system] = Times(named, seconds)
+    return times, disturbed
 
 
 def _seconds(contender: Contender) -> float:

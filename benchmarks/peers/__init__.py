@@ -2,8 +2,8 @@
 
 BENCH_OPENBLAS      site-packages folder that holds scipy_openblas32
 BENCH_ONNXRUNTIME   python of an environment with onnxruntime
-BENCH_LLAMA         llama-bench of llama.cpp (the program beside it, llama-quantize, makes the model files)
-BENCH_IK_LLAMA      llama-bench of ik_llama.cpp
+BENCH_LLAMA         llama-bench of llama.cpp, or the python of an environment with llama-cpp-python
+BENCH_IK_LLAMA      llama-bench of ik_llama.cpp (the program beside it, llama-quantize, makes the model files)
 BENCH_LLMCOMPRESSOR, BENCH_GPTQMODEL    python of an environment with that package
 """
 

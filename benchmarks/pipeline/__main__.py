@@ -11,9 +11,13 @@ import sys
 import time
 
 from benchmarks.harness import Session, parser
-from benchmarks.pipeline import recipes
+from benchmarks.pipeline import evaluate, growth, job, recipes, serve
 
 JOBS = {
+    "serve": serve.bench,
+    "quantize": job.bench,
+    "growth": growth.bench,
+    "eval": evaluate.bench,
     "recipes": recipes.bench,
 }
 
@@ -21,10 +25,14 @@ JOBS = {
 def main() -> int:
     options = parser(__doc__)
     options.add_argument("--only", choices=JOBS, nargs="+", default=list(JOBS))
+    options.add_argument("--cache", metavar="FOLDER", help="keep the random checkpoints here")
     options.add_argument("--model", help="checkpoint folder or GGUF file of a real model")
     options.add_argument("--calib", help="JSONL with messages, plain or gzip")
     options.add_argument("--chat", help="held-out JSONL with messages")
     options.add_argument("--wiki", help="held-out WikiText file")
+    options.add_argument(
+        "--peer-samples", type=int, default=32, help="conversations when rivals quantize [32]"
+    )
     options.add_argument("--rows", type=int, default=20, help="held-out samples of each kind")
     options.add_argument("--group-size", type=int, help="of the recipes [the default's]")
     session = Session("pipeline", options.parse_args())

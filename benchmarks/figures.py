@@ -1,0 +1,117 @@
+"""Figures of the performance page: SVG texts without a script, readable on light and dark pages."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+WIDTH = 760
+BAR, GAP, LABEL = 16, 6, 400
+STYLE = (
+    "<style>text{font:12px system-ui,sans-serif;fill:#24292f}.m{fill:#57606a}"
+    ".a{stroke:#8c959f;fill:none}.goal{stroke:#24292f;stroke-dasharray:4 3}"
+    ".met{fill:#2f7fc1}.missed{fill:#c9510c}.c0{stroke:#2f7fc1;fill:#2f7fc1}"
+    ".c1{stroke:#c9510c;fill:#c9510c}.c2{stroke:#3d8b4f;fill:#3d8b4f}"
+    ".c3{stroke:#8250df;fill:#8250df}.c4{stroke:#b8860b;fill:#b8860b}.c5{stroke:#6e7781;fill:#6e7781}"
+    "text.c0,text.c1,text.c2,text.c3,text.c4,text.c5{stroke:none}polyline{fill:none!important}"
+    "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.m{fill:#9da7b1}.goal{stroke:#e6edf3}}"
+    "</style>"
+)
+COLOURS = 6
+
+
+def bars(title: str, values: Sequence[tuple[str, float, bool, str]]) -> str:
+    """One bar a line, and a dashed line at 1, the goal.
+
+    Args:
+        title: above the bars.
+        values: label, figure as a multiple of its goal, whether it was met, and the text behind the bar.
+    """
+    top = max([1.5, *(min(value, 3.0) for _, value, _, _ in values)])
+    height = 34 + len(values) * (BAR + GAP) + 20
+    scale = (WIDTH - LABEL - 150) / top
+    marks = []
+    for index, (label, value, met, told) in enumerate(values):
+        y = 30 + index * (BAR + GAP)
+        length = min(value, top) * scale
+        marks.append(
+            f'<text x="{LABEL - 8}" y="{y + 12}" text-anchor="end">{_text(label, 66)}</text>'
+            f'<rect class="{"met" if met else "missed"}" x="{LABEL}" y="{y}" '
+            f'width="{length:.1f}" height="{BAR}" rx="2"/>'
+            f'<text class="m" x="{LABEL + length + 6:.1f}" y="{y + 12}">{_text(told, 40)}</text>'
+        )
+    x = LABEL + scale
+    marks.append(f'<path class="goal" d="M{x:.1f} 24V{height - 16}"/>')
+    marks.append(f'<text class="m" x="{x:.1f}" y="{height - 3}" text-anchor="middle">goal</text>')
+    return _svg(title, height, marks)
+
+
+def lines(
+    title: str,
+    series: Mapping[str, Mapping[float, float]],
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Lines over logarithmic axes, a point for each value."""
+    left, right, top, bottom = 60, WIDTH - 190, 34, 300
+    xs = sorted({x for curve in series.values() for x in curve})
+    ys = [y for curve in series.values() for y in curve.values()]
+    low_x, high_x = math.log(xs[0]), math.log(xs[-1])
+    low_y, high_y = math.log(min(ys) / 1.1), math.log(max(ys) * 1.1)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (math.log(x) - low_x) / max(high_x - low_x, 1e-9)
+        up = (math.log(y) - low_y) / max(high_y - low_y, 1e-9)
+        return left + across * (right - left), bottom - up * (bottom - top)
+
+    marks = [f'<path class="a" d="M{left} {top}V{bottom}H{right}"/>']
+    for x in xs:
+        at, _ = place(x, min(ys))
+        marks.append(f'<text class="m" x="{at:.1f}" y="318" text-anchor="middle">{x:g}</text>')
+    for y in _ticks(min(ys), max(ys)):
+        _, at = place(xs[0], y)
+        marks.append(f'<text class="m" x="54" y="{at + 4:.1f}" text-anchor="end">{y:g}</text>')
+    # Names at the right end of their lines, pushed apart where they would overlap.
+    ends = sorted(
+        (place(max(curve), curve[max(curve)])[1], index, name)
+        for index, (name, curve) in enumerate(series.items())
+    )
+    y = 0.0
+    for end, index, name in ends:
+        y = max(end + 4, y + 15)
+        marks.append(
+            f'<text class="c{index % COLOURS}" x="{right + 8}" y="{y:.1f}">{_text(name, 30)}</text>'
+        )
+    for index, curve in enumerate(series.values()):
+        colour = f"c{index % COLOURS}"
+        points = [place(x, value) for x, value in sorted(curve.items())]
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+        marks.append(f'<polyline class="{colour}" stroke-width="2" points="{path}"/>')
+        marks += [
+            f'<circle class="{colour}" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>' for a, b in points
+        ]
+    marks.append(
+        f'<text class="m" x="{(left + right) / 2}" y="336" text-anchor="middle">{_text(x_label, 80)}</text>'
+        f'<text class="m" x="{left}" y="26">{_text(y_label, 60)}</text>'
+    )
+    return _svg(title, 344, marks)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between two values."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    every = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+    return [tick for tick in every if low <= tick <= high]
+
+
+def _text(text: str, most: int) -> str:
+    return html.escape(text if len(text) <= most else text[: most - 1] + "…")
+
+
+def _svg(title: str, height: int, marks: Sequence[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
+        f'viewBox="0 0 {WIDTH} {height}" role="img"><title>{_text(title, 200)}</title>{STYLE}'
+        f'<text x="4" y="14" font-weight="600">{_text(title, 100)}</text>{"".join(marks)}</svg>\n'
+    )
