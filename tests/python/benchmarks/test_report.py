@@ -1,0 +1,103 @@
+"""The page takes tables and figures between its marks; the figures are well-formed and hold every value."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from benchmarks import figures, report
+from benchmarks.pipeline.growth import exponent_of, fitted
+
+PAGE = "# Speed\n\nBefore.\n\n<!-- begin pipeline -->\nold\n<!-- end pipeline -->\n\nAfter.\n"
+ROW = {
+    "name": "prefill 512", "figure": 1.5, "unit": "x", "goal": 1.4, "better": "higher",
+    "rival": "a | b", "met": True, "missing": "",
+}  # fmt: skip
+
+
+def run(**changes: object) -> dict[str, object]:
+    timings = [
+        {"label": f"passes, pp{M}", "name": "ours", "seconds": 0.5, "spread": [0.4, 0.6],
+         "tokens": M, "pairs": 5, "disturbed": 0}
+        for M in (1, 8)
+    ]  # fmt: skip
+    found = {
+        "benchmark": "pipeline", "date": "2026-11-21T16:00+00:00", "command": "python -m b",
+        "machine": "a CPU", "quick": False, "rows": [ROW], "timings": timings,
+    }  # fmt: skip
+    return found | changes
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    path = tmp_path / "performance.md"
+    path.write_text(PAGE)
+    return path
+
+
+def written(page: Path, *runs: dict[str, object]) -> str:
+    files = []
+    for index, one in enumerate(runs):
+        file = page.with_name(f"{index}.json")
+        file.write_text(json.dumps(one))
+        files.append(str(file))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["report", *files, "--page", str(page)])
+        assert report.main() == 0
+    return page.read_text()
+
+
+def test_the_page_says_when_where_and_by_which_command(page: Path) -> None:
+    text = written(page, run())
+    assert text.startswith("# Speed\n\nBefore.\n\n<!-- begin pipeline -->")
+    assert text.endswith("<!-- end pipeline -->\n\nAfter.\n")
+    assert "21 November 2026, 16:00. a CPU. `python -m b`." in text
+    assert "| prefill 512 | 1.5 x | ≥ 1.4 x | yes | a \\| b |  |" in text
+    assert "old" not in text
+    again = written(page, run())
+    assert again == text
+
+
+def test_a_later_file_replaces_rows_of_an_earlier_one(page: Path) -> None:
+    later = {**ROW, "figure": 1.2, "met": False, "missing": "14.3% short of the goal"}
+    text = written(page, run(), run(rows=[later]))
+    assert "| prefill 512 | 1.5 x" not in text
+    assert "| prefill 512 | 1.2 x | ≥ 1.4 x | **no** | a \\| b | 14.3% short of the goal |" in text
+
+
+def test_a_quick_run_is_marked(page: Path) -> None:
+    assert "no figures to quote" in written(page, run(quick=True))
+
+
+def test_figures_are_drawn_beside_the_page(page: Path) -> None:
+    text = written(page, run())
+    for name in ("pipeline", "passes"):
+        assert f"(performance/{name}.svg)" in text
+        tree = ET.parse(page.with_suffix("") / f"{name}.svg")
+        assert tree.getroot().tag.endswith("svg")
+    circles = [e for e in tree.iter() if e.tag.endswith("circle")]
+    assert len(circles) == 2
+
+
+def test_a_page_without_the_marks_is_refused(page: Path) -> None:
+    with pytest.raises(SystemExit, match="begin kernels"):
+        written(page, run(benchmark="kernels"))
+
+
+def test_labels_are_escaped() -> None:
+    svg = figures.bars("<a> & b", [("x < y", 0.5, False, "&"), ("long" * 40, 9.0, True, "9 x")])
+    root = ET.fromstring(svg)
+    assert "x < y" in {element.text for element in root.iter()}
+    widths = [float(e.get("width", 0)) for e in root.iter() if e.tag.endswith("rect")]
+    assert widths[0] < widths[1]
+    assert ET.fromstring(figures.lines("t", {"one": {1.0: 3.0}}, "x", "y")) is not None
+
+
+def test_growth_is_fitted() -> None:
+    line = {size: 2.0 + 0.5 * size for size in (1, 2, 4, 8)}
+    assert fitted(line) == pytest.approx((2.0, 0.5))
+    assert exponent_of(line, 2.0) == pytest.approx(1.0)
+    square = {size: 3.0 * size**2 for size in (1, 2, 4, 8)}
+    assert exponent_of(square, 0.0) == pytest.approx(2.0)
