@@ -12,7 +12,7 @@ namespace {
 
 // A slice of the widest intermediate stays near this size: it then mostly lives in the caches, and
 // the products still get enough rows to use each weight many times.
-constexpr int64_t kSliceBytes = int64_t{8} << 20;
+constexpr int64_t kSliceBytes = int64_t{16} << 20;
 constexpr int64_t kSmallestSlice = 64;
 constexpr int64_t kLargestSlice = 512;
 
