@@ -5,29 +5,54 @@
 // registers only for the peaks, one sequential stream a thread for the reads. One operation is one
 // multiplication or one addition.
 #include <immintrin.h>
-#include <omp.h>
+#include <sched.h>
+#include <sys/mman.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-
-#include <sys/mman.h>
+#include <thread>
+#include <vector>
 
 namespace {
 
-constexpr int kLanes = 16;  // of 32 bits, in 64 bytes
-constexpr int kAccumulators =
-    16;  // independent sums: more than latency times issue width on any x86-64
+constexpr int kLanes = 16;         // of 32 bits, in 64 bytes
+constexpr int kAccumulators = 16;  // independent sums: more than latency times issue width
 constexpr size_t kHugePage = size_t{2} << 20;
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int64_t Words __attribute__((vector_size(64)));
 
+// Runs body(index) in `threads` threads, each on a CPU of its own: a limit must not depend on where
+// the system happens to put them. They are new ones, since the pool that the kernels share may not
+// be pinned.
+template <typename Body>
+void in_threads(int threads, Body body) {
+  cpu_set_t allowed;
+  sched_getaffinity(0, sizeof allowed, &allowed);
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &allowed)) cpus.push_back(cpu);
+  }
+  std::vector<std::thread> workers;
+  for (int index = 0; index < threads; ++index) {
+    const int cpu = cpus[static_cast<size_t>(index) % cpus.size()];
+    workers.emplace_back([=] {
+      cpu_set_t own;
+      CPU_ZERO(&own);
+      CPU_SET(cpu, &own);
+      sched_setaffinity(0, sizeof own, &own);
+      body(index);
+    });
+  }
+  for (std::thread& worker : workers) worker.join();
+}
+
 // Runs `step` on kAccumulators independent accumulators, so often in each of `threads` threads.
 template <typename T, typename Step>
 double run(int threads, int64_t rounds, double operations_a_step, Step step) {
-#pragma omp parallel num_threads(threads)
-  {
+  in_threads(threads, [=](int) {
     T sums[kAccumulators];
     for (int i = 0; i < kAccumulators; ++i) std::memset(&sums[i], 0, sizeof(T));
     for (int64_t round = 0; round < rounds; ++round) {
@@ -35,7 +60,7 @@ double run(int threads, int64_t rounds, double operations_a_step, Step step) {
       for (int i = 0; i < kAccumulators; ++i) sums[i] = step(sums[i]);
     }
     for (int i = 0; i < kAccumulators; ++i) asm volatile("" ::"m"(sums[i]));
-  }
+  });
   return operations_a_step * kAccumulators * static_cast<double>(rounds) * threads;
 }
 
@@ -58,21 +83,21 @@ void* limits_allocate(size_t nbytes) {
 int64_t limits_read(const void* memory, size_t nbytes, int threads) {
   constexpr size_t kUnrolled = 8;
   const size_t lines = nbytes / sizeof(Words) / static_cast<size_t>(threads);
-  int64_t folded = 0;
-#pragma omp parallel num_threads(threads) reduction(^ : folded)
-  {
-    const auto* line =
-        static_cast<const Words*>(memory) + lines * static_cast<size_t>(omp_get_thread_num());
+  std::atomic<int64_t> folded{0};
+  in_threads(threads, [&folded, memory, lines](int index) {
+    const auto* line = static_cast<const Words*>(memory) + lines * static_cast<size_t>(index);
     Words sums[kUnrolled];
     std::memset(sums, 0, sizeof sums);
     for (size_t i = 0; i + kUnrolled <= lines; i += kUnrolled) {
 #pragma GCC unroll 8
       for (size_t u = 0; u < kUnrolled; ++u) sums[u] |= line[i + u];
     }
+    int64_t own = 0;
     for (size_t u = 0; u < kUnrolled; ++u) {
-      for (size_t i = 0; i < sizeof(Words) / 8; ++i) folded ^= sums[u][i];
+      for (size_t i = 0; i < sizeof(Words) / 8; ++i) own ^= sums[u][i];
     }
-  }
+    folded ^= own;
+  });
   return folded;
 }
 

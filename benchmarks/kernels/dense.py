@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.harness import Session
 from benchmarks.kernels.weights import BFLOAT16, CHECKED_OUTPUTS, product_error
-from benchmarks.peers import PeerAbsentError
+from benchmarks.peers import PeerAbsentError, matmul
 from benchmarks.peers.openblas import openblas
 from benchmarks.timing import Contender, n_copies, rotating
 from qcore import _core
@@ -43,7 +43,14 @@ def bench(session: Session) -> None:
             rivals.insert(0, Contender("OpenBLAS", openblas().sgemm(x, weight), bf16.flops))
         except PeerAbsentError as absent:
             print(f"OpenBLAS is absent: {absent}")
+        if PREFILL[0] == (M, N, K):
+            rivals += matmul.present("torch bfloat16", M, N, K)
+            rivals += matmul.present("onnxruntime float32", M, N, K)
         measured = session.compare(f"dense {M} x {N} x {K}, warm", [*rivals, bf16, f32])
+        if "torch bfloat16" in measured.times:
+            session.state_ratio(
+                f"dense bfloat16, {M} x {N} x {K}", measured, bf16.name, "torch bfloat16", None
+            )
         goal = 85 if PREFILL[0] == (M, N, K) else None
         session.state_share(
             f"dense bfloat16, {M} x {N} x {K}: share of the bf16 peak",

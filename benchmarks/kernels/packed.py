@@ -10,11 +10,13 @@ import numpy as np
 
 from benchmarks.harness import Session
 from benchmarks.kernels.weights import SLACK, PackedCase, packed_case, product_error
+from benchmarks.peers import matmul
 from benchmarks.timing import Contender, rotating
 from qcore import _core
 
 PREFILL = (512, 4096, 4096)
 DECODE = ((14336, 4096), (4096, 4096))
+ONNX = "onnxruntime int4"
 MORE_CODES = (("8 bits", 8, False), ("3 bits", 3, False), ("NF4", 4, True))
 
 
@@ -47,9 +49,16 @@ def prefill_int8(session: Session) -> None:
         case = packed_case(N, K, session.rng, group_size=group_size, symmetric=symmetric)
         grid = f"g{group_size} {'symmetric' if symmetric else 'asymmetric'}"
         ours = contender("int8 activations", case, M, "int8", session.rng)
+        # MatMulNBits knows groups of 32 as we do; its zero is the middle code.
+        rivals = matmul.present(ONNX, M, N, K) if (group_size, symmetric) == (32, True) else []
         measured = session.compare(
-            f"packed {M} x {N} x {K}, 4 bits {grid}, warm", [*session.limit("int8"), ours]
+            f"packed {M} x {N} x {K}, 4 bits {grid}, warm",
+            [*rivals, *session.limit("int8"), ours],
         )
+        for rival in rivals:
+            session.state_ratio(
+                f"packed int8 activations, {grid}, M = {M}", measured, ours.name, rival.name, None
+            )
         session.state_share(
             f"packed int8 activations, {grid}, M = {M}: share of the int8 peak",
             *(measured, ours.name, "int8 vpdpbusd peak", "flops", goal),

@@ -99,11 +99,13 @@ def cholesky(session: Session, hessian: np.ndarray) -> None:
     order = np.asarray(factor.permutation)
     few = slice(K - 256, K)  # the last rows of R · Rᵀ need the last columns only
     damped = hessian[np.ix_(order[few], order[few])]
-    scale = float((r[few] @ r[few].T)[-1, -2] / damped[-1, -2])
-    error = np.abs((r[few] @ r[few].T) / scale - damped)
-    np.fill_diagonal(error, 0.0)  # damping is added there
-    diagonal = np.sqrt(np.diag(damped))
-    if not (error <= 2.0**-20 * np.outer(diagonal, diagonal)).all():
+    product = r[few] @ r[few].T
+    apart = ~np.eye(len(damped), dtype=bool)  # damping is added to the diagonal
+    # R is of the Hessian times a power of two (gptq.h).
+    scale = 2.0 ** np.round(np.log2((product * damped)[apart].sum() / (damped**2)[apart].sum()))
+    diagonal = np.sqrt(np.diag(product) / scale)
+    error = np.abs(product / scale - damped) / np.outer(diagonal, diagonal)
+    if not (error[apart] <= (K + 1) * 2.0**-24).all():
         raise AssertionError("factor_hessian: R · Rᵀ is not the Hessian")
     rivals = []
     try:

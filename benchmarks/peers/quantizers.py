@@ -65,6 +65,10 @@ def llm_compressor(path: str, samples: list[list[int]], group_size: int) -> tupl
 
 
 def gptqmodel(path: str, samples: list[list[int]], group_size: int) -> tuple[Any, str]:
+    # GPTQModel 7.7 gives its pool half of the CPUs and then asks it for two workers: with two CPUs it refuses to
+    # load any model. Told of four, it makes those two; torch's own threads stay as they were set.
+    count = os.cpu_count() or 1
+    os.cpu_count = lambda: max(count, 4)
     import gptqmodel as package
 
     config = package.QuantizeConfig(bits=4, group_size=group_size, sym=False, desc_act=False)

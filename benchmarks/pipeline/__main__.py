@@ -15,6 +15,7 @@ from benchmarks.pipeline import evaluate, growth, job, recipes, serve
 
 JOBS = {
     "serve": serve.bench,
+    "dense": serve.bench_dense,
     "quantize": job.bench,
     "growth": growth.bench,
     "eval": evaluate.bench,
@@ -26,6 +27,7 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("--only", choices=JOBS, nargs="+", default=list(JOBS))
     options.add_argument("--cache", metavar="FOLDER", help="keep the random checkpoints here")
+    options.add_argument("--visits", type=int, default=5, help="to each system of serve [5]")
     options.add_argument("--model", help="checkpoint folder or GGUF file of a real model")
     options.add_argument("--calib", help="JSONL with messages, plain or gzip")
     options.add_argument("--chat", help="held-out JSONL with messages")

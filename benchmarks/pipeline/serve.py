@@ -7,10 +7,11 @@ logits of the last. Systems are visited in turn, A B C C B A; each tells the tim
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,27 @@ PREFILL, DECODE = 512, 64
 FEW = (1, 2, 4, 8, 16)
 TRAP = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 FEW_REPETITIONS = 5
-VISITS, TRAP_VISITS = 5, 4
+TRAP_VISITS = 4
 QUICK_SHAPE = Shape(512, 2, 8, 2, 64, 1536, 4096)
 OURS_32, OURS_128, OURS_DENSE = "qcore 4 bits g32", "qcore 4 bits g128", "qcore bfloat16"
 
 
 def bench(session: Session) -> None:
-    """Against the rivals, then against our own dense model."""
+    """Against the rivals."""
+    with opened(session) as (folder, shape, ours):
+        against_rivals(session, folder, shape, ours)
+
+
+def bench_dense(session: Session) -> None:
+    """Against our own dense model, and several sequences against one."""
+    with opened(session) as (_, shape, ours):
+        against_dense(session, shape, ours)
+        several_sequences(session, shape, ours[OURS_32])
+
+
+@contextlib.contextmanager
+def opened(session: Session) -> Iterator[tuple[Path, Shape, dict[str, Runner]]]:
+    """The folder of the checkpoints, their shape, and our three models, checked."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(session.options.cache or temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,9 +68,7 @@ def bench(session: Session) -> None:
             OURS_DENSE: Runner(qcore.open(checkpoint(folder, shape)), "bfloat16"),
         }
         check(ours)
-        against_rivals(session, folder, shape, ours)
-        against_dense(session, shape, ours)
-        several_sequences(session, shape, ours[OURS_32])
+        yield folder, shape, ours
 
 
 def checkpoint(folder: Path, shape: Shape) -> Path:
@@ -152,7 +165,7 @@ def against_rivals(session: Session, folder: Path, shape: Shape, ours: dict[str,
             **program.seconds(file, FEW, repetitions=FEW_REPETITIONS),
             **program.seconds(file, (PREFILL,), DECODE),
         }
-    visits = 2 if session.quick else VISITS
+    visits = 2 if session.quick else session.options.visits
     times, disturbed = visited(systems, visits)
     show(session, f"{name_of(shape)}, tokens/s", times, visits, disturbed)
     prefill, decode = times[f"pp{PREFILL}"], times[f"tg{DECODE}"]
@@ -267,8 +280,10 @@ def several_sequences(session: Session, shape: Shape, runner: Runner) -> None:
         return timed(run)
 
     systems = {OURS_32: lambda: {f"tg{M * steps}": decode(M) for M in sizes}}
-    times, disturbed = visited(systems, 2 if session.quick else VISITS)
-    show(session, f"{name_of(shape)}, M sequences of {steps} new tokens", times, VISITS, disturbed)
+    visits = 2 if session.quick else TRAP_VISITS
+    times, disturbed = visited(systems, visits)
+    title = f"{name_of(shape)}, M sequences of {steps} new tokens"
+    show(session, title, times, visits, disturbed)
     one = times[f"tg{steps}"][OURS_32]
     for M in sizes[1:]:
         more = times[f"tg{M * steps}"][OURS_32]

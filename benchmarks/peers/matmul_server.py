@@ -1,0 +1,78 @@
+"""One product by onnxruntime or torch, run by the python of an environment that has it, a run for each line it is sent.
+
+    python matmul_server.py KIND M N K THREADS
+
+Prints its version, then after each line of standard input the seconds of one run. KIND: "onnxruntime int4" is
+MatMulNBits with groups of 32 and int8 arithmetic (accuracy level 4), "onnxruntime float32" is MatMul, "torch bfloat16"
+is x @ w.T. Their threads sleep between runs instead of spinning, since others are timed then.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+GROUP = 32
+
+
+def onnxruntime_product(kind: str, M: int, N: int, K: int, threads: int) -> tuple[Callable, str]:
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [M, K])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [M, N])
+    if kind == "onnxruntime int4":
+        codes = rng.integers(0, 256, (N, K // GROUP, GROUP // 2), dtype=np.uint8)
+        scales = rng.uniform(0.01, 0.02, N * K // GROUP).astype(np.float32)
+        weights = [numpy_helper.from_array(codes, "b"), numpy_helper.from_array(scales, "s")]
+        settings = {"K": K, "N": N, "bits": 4, "block_size": GROUP, "accuracy_level": 4}
+        node = helper.make_node(
+            "MatMulNBits", ["x", "b", "s"], ["y"], domain="com.microsoft", **settings
+        )
+    else:
+        weight = rng.standard_normal((K, N), dtype=np.float32)
+        weights = [numpy_helper.from_array(weight, "b")]
+        node = helper.make_node("MatMul", ["x", "b"], ["y"])
+    graph = helper.make_graph([node], "product", [x], [y], weights)
+    domains = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=domains, ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    rows = {"x": rng.standard_normal((M, K), dtype=np.float32)}
+    return lambda: session.run(None, rows), onnxruntime.__version__
+
+
+def torch_product(M: int, N: int, K: int, threads: int) -> tuple[Callable, str]:
+    import torch
+
+    torch.set_num_threads(threads)
+    x = torch.randn(M, K, dtype=torch.bfloat16)
+    weight = torch.randn(N, K, dtype=torch.bfloat16)
+    return lambda: torch.nn.functional.linear(x, weight), torch.__version__
+
+
+def main() -> None:
+    kind, *sizes = sys.argv[1:]
+    M, N, K, threads = map(int, sizes)
+    if kind == "torch bfloat16":
+        run, version = torch_product(M, N, K, threads)
+    else:
+        run, version = onnxruntime_product(kind, M, N, K, threads)
+    run()
+    print(version, flush=True)
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        run()
+        print(time.perf_counter() - begin, flush=True)
+
+
+if __name__ == "__main__":
+    main()
