@@ -49,6 +49,7 @@ struct Simd {
   }
   static QCORE_INLINE I spread_word(int32_t v) { return _mm256_set1_epi32(v); }
   static QCORE_INLINE I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
+  static QCORE_INLINE I sub_bytes(I a, I b) { return _mm256_sub_epi8(a, b); }
   static QCORE_INLINE I mul_words(I a, I b) { return _mm256_mullo_epi32(a, b); }
   static QCORE_INLINE I both(I a, I b) { return _mm256_and_si256(a, b); }
   static QCORE_INLINE I either(I a, I b) { return _mm256_or_si256(a, b); }
@@ -101,15 +102,16 @@ struct Simd {
     return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(x, 16)),
                            _mm256_castsi256_ps(_mm256_slli_epi32(w, 16)), sum);
   }
-  // sum + Σ code · x over four uint8 codes and int8 x. vpmaddubsw saturates at 2^15: 2 · 15 · 127
-  // is far below; wider codes go in two parts, 2 · 127 · 127 and 2 · 128 · 127.
+  // sum + Σ a · b over four uint8 a and int8 b. vpmaddubsw saturates outside [-2^15, 2^15): where
+  // one side has at most 5 bits, 2 · 255 · 16 is far below; where not, the top bit of a goes apart,
+  // and 2 · 127 · -128 and 2 · 128 · -128 just fit.
   template <bool kWide>
-  static QCORE_INLINE I dot_codes(I sum, I codes, I x) {
+  static QCORE_INLINE I dot_codes(I sum, I a, I b) {
     const I ones = _mm256_set1_epi16(1);
-    if (!kWide) return add_words(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones));
+    if (!kWide) return add_words(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
     const I top = _mm256_set1_epi8(static_cast<char>(0x80));
-    const I low = _mm256_maddubs_epi16(_mm256_andnot_si256(top, codes), x);
-    const I high = _mm256_maddubs_epi16(both(codes, top), x);
+    const I low = _mm256_maddubs_epi16(_mm256_andnot_si256(top, a), b);
+    const I high = _mm256_maddubs_epi16(both(a, top), b);
     sum = add_words(sum, _mm256_madd_epi16(low, ones));
     return add_words(sum, _mm256_madd_epi16(high, ones));
   }

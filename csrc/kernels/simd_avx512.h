@@ -40,6 +40,7 @@ struct Simd {
   static QCORE_INLINE void store_words(void* p, I v) { _mm512_storeu_si512(p, v); }
   static QCORE_INLINE I spread_word(int32_t v) { return _mm512_set1_epi32(v); }
   static QCORE_INLINE I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static QCORE_INLINE I sub_bytes(I a, I b) { return _mm512_sub_epi8(a, b); }
   static QCORE_INLINE I mul_words(I a, I b) { return _mm512_mullo_epi32(a, b); }
   static QCORE_INLINE I both(I a, I b) { return _mm512_and_si512(a, b); }
   static QCORE_INLINE I either(I a, I b) { return _mm512_or_si512(a, b); }
@@ -107,10 +108,10 @@ struct Simd {
   static QCORE_INLINE F dot_pairs(F sum, I x, I w) {
     return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x);
   }
-  // sum + Σ code · x over four uint8 codes and int8 x.
+  // sum + Σ a · b over four uint8 a and int8 b.
   template <bool kWide>
-  static QCORE_INLINE I dot_codes(I sum, I codes, I x) {
-    return _mm512_dpbusd_epi32(sum, codes, x);
+  static QCORE_INLINE I dot_codes(I sum, I a, I b) {
+    return _mm512_dpbusd_epi32(sum, a, b);
   }
 
   static QCORE_INLINE void transpose(F (&r)[16]) {

@@ -10,7 +10,7 @@ namespace qcore::kernels {
 
 // A panel is a row of strips; a strip is 16 outputs. Line s of a strip holds 16 32-bit words, one
 // an output, with the weights of step s: one float32 input, a pair of bfloat16 inputs, or four
-// uint8 inputs. x is laid out to match: 4 bytes a step.
+// int8 inputs. x is laid out to match: 4 bytes a step; int8 activations q as the bytes q + 128.
 constexpr int64_t kStripWidth = 16;
 constexpr int64_t kPanelStrips = 4;  // at most, in one panel
 constexpr int64_t kPanelOutputs = kPanelStrips * kStripWidth;
@@ -30,12 +30,13 @@ struct TileArgs {
 
   // Weights that stand for scale · word: `group_steps` steps share a scale.
   int64_t group_steps = 0;
-  const float* scales = nullptr;   // (n_groups, 16) for each strip
-  const int32_t* zeros = nullptr;  // the same shape; uint8 weights only
-  int64_t group_strip_stride = 0;  // elements from one strip's scales or zeros to the next one's
+  const float* scales = nullptr;    // (n_groups, 16) for each strip
+  const int32_t* starts = nullptr;  // the same shape; int8 weights only: -128 · Σ w of the group
+  const int32_t* rests = nullptr;   // the same shape, or null: q meets w + rest instead of w
+  int64_t group_strip_stride = 0;   // elements from one strip's scales to the next one's, and so on
 
   // int8 activations.
-  const int32_t* x_sums = nullptr;  // (rows, n_groups): sums of x over a group
+  const int32_t* x_sums = nullptr;  // (rows, n_groups): sums of q over a group; read with rests
   int64_t x_sums_stride = 0;
   const float* x_scales = nullptr;  // (rows,): multiplies the sums at the end; null for not yet
 };

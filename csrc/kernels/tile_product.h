@@ -35,30 +35,36 @@ QCORE_INLINE Simd::I spread_step(const uint8_t* x) {
 template <bool kWithScales>
 struct PairStep {
   static constexpr bool kGrouped = kWithScales;
+  static constexpr bool kRests = false;
   static constexpr int kRows = Simd::kWordRows;
   using Sum = Simd::F;
-  static QCORE_INLINE Sum start(const int32_t* /*zeros*/, int32_t /*x_sum*/) {
-    return Simd::zero();
-  }
+  static QCORE_INLINE Sum start(const TileArgs& /*args*/, int64_t /*lane*/) { return Simd::zero(); }
   static QCORE_INLINE Simd::F finish(Sum sum) { return sum; }
   static QCORE_INLINE Sum step(Sum sum, const uint8_t* x, const uint32_t* w) {
     return Simd::dot_pairs(sum, spread_step(x), Simd::load_words(w));
   }
 };
 
-// Codes are unsigned; Σ (code - zero) · x = Σ code · x - zero · Σ x.
+// The dot instruction takes unsigned bytes times signed ones, so x comes as q + 128, and
+// Σ (q + 128) · w starts at -128 · Σ w. Every row of a tile starts with the same vectors.
 template <bool kWide>
 struct CodeStep {
   static constexpr bool kGrouped = true;
+  static constexpr bool kRests = kWide;
   static constexpr int kRows = Simd::kWordRows;
   // Not Simd::I, which may alias anything: g++ would keep an array of those in memory.
   typedef int32_t Sum __attribute__((vector_size(4 * Simd::kLanes)));
-  static QCORE_INLINE Sum start(const int32_t* zeros, int32_t x_sum) {
-    return (Sum)Simd::mul_words(Simd::load_words(zeros), Simd::spread_word(-x_sum));
+  static QCORE_INLINE Sum start(const TileArgs& args, int64_t lane) {
+    return (Sum)Simd::load_words(args.starts + lane);
+  }
+  // What the part of the weights adds that did not fit into a byte.
+  static QCORE_INLINE Sum add_rest(Sum sum, const TileArgs& args, int64_t lane, int32_t x_sum) {
+    const Simd::I rest = Simd::load_words(args.rests + lane);
+    return sum + (Sum)Simd::mul_words(rest, Simd::spread_word(x_sum));
   }
   static QCORE_INLINE Simd::F finish(Sum sum) { return Simd::to_float((Simd::I)sum); }
   static QCORE_INLINE Sum step(Sum sum, const uint8_t* x, const uint32_t* w) {
-    return (Sum)Simd::dot_codes<kWide>((Simd::I)sum, Simd::load_words(w), spread_step(x));
+    return (Sum)Simd::dot_codes<kWide>((Simd::I)sum, spread_step(x), Simd::load_words(w));
   }
 };
 
@@ -132,6 +138,19 @@ struct Tile {
     end(total);
   }
 
+  template <class Sum>
+  QCORE_INLINE void add_rests(int64_t g, int64_t at, Sum (&sum)[kRows][kVectors]) const {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const int32_t x_sum = args.x_sums[(row + r) * args.x_sums_stride + g];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t lane = at + vector_offset(v, args.group_strip_stride);
+        sum[r][v] = Step::add_rest(sum[r][v], args, lane, x_sum);
+      }
+    }
+  }
+
   // Adds the sums of group g to `total`. Not inlined: only this group's sums then live in registers
   // while its steps run, and `total` stays in the first-level cache.
   __attribute__((noinline)) void add_group(int64_t g, Simd::F (&total)[kRows][kVectors]) const {
@@ -139,13 +158,13 @@ struct Tile {
     typename Step::Sum sum[kRows][kVectors];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const int32_t x_sum =
-          args.x_sums == nullptr ? 0 : args.x_sums[(row + r) * args.x_sums_stride + g];
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        const int64_t lane = at + vector_offset(v, args.group_strip_stride);
-        sum[r][v] = Step::start(args.zeros + lane, x_sum);
+        sum[r][v] = Step::start(args, at + vector_offset(v, args.group_strip_stride));
       }
+    }
+    if constexpr (Step::kRests) {
+      if (args.rests != nullptr) add_rests(g, at, sum);
     }
     steps(sum, g * args.group_steps, (g + 1) * args.group_steps);
 #pragma GCC unroll 8

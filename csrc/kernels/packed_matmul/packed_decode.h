@@ -89,12 +89,6 @@ void decode_floats_of(const DecodeArgs& args) {
   }
 }
 
-QCORE_INLINE void put_scales(const DecodeArgs& args, int64_t g, int v, const GroupVector& group) {
-  const int64_t at = g * kStripWidth + v * Simd::kLanes;
-  Simd::store(args.scales + at, group.scale);
-  Simd::store_words(args.zeros + at, group.zero);
-}
-
 // The pairs of one line of 8 inputs. `shift` is Simd::nibble_shift of the group's zero.
 template <bool kBytes>
 QCORE_INLINE void line_pairs(const GroupVector& group, Simd::I shift, int64_t line,
@@ -118,7 +112,7 @@ void decode_pairs_of(const DecodeArgs& args) {
   for (int64_t g = 0; g < args.n_groups; ++g) {
     for (int v = 0; v < kVectorsPerStrip; ++v) {
       const GroupVector group = group_vector(args, g, v);
-      put_scales(args, g, v, group);
+      Simd::store(args.scales + g * kStripWidth + v * Simd::kLanes, group.scale);
       const Simd::I shift = Simd::nibble_shift(group.zero);
       uint32_t* out = args.panel + g * size / 2 * kStripWidth + v * Simd::kLanes;
       for (int64_t k = 0; k < size; k += 8) {
@@ -131,13 +125,24 @@ void decode_pairs_of(const DecodeArgs& args) {
   }
 }
 
+// Nibbles as code - zero. Bytes as code - 128, the rest is 128 - zero.
 template <bool kBytes>
 void decode_codes_of(const DecodeArgs& args) {
   const int64_t size = args.layout.padded_group;
+  const Simd::I middle = Simd::spread_word(qcore::kernels::kByteOffset);
+  const Simd::I in_every_byte = Simd::spread_word(0x01010101);
+  const Simd::I x_offset = Simd::mul_words(Simd::spread_word(128), in_every_byte);
   for (int64_t g = 0; g < args.n_groups; ++g) {
     for (int v = 0; v < kVectorsPerStrip; ++v) {
       const GroupVector group = group_vector(args, g, v);
-      put_scales(args, g, v, group);
+      const int64_t at = g * kStripWidth + v * Simd::kLanes;
+      Simd::store(args.scales + at, group.scale);
+      if (kBytes && args.rests != nullptr) {
+        Simd::store_words(args.rests + at, Simd::sub(middle, group.zero));
+      }
+      const Simd::I zero = Simd::mul_words(kBytes ? middle : group.zero, in_every_byte);
+      Simd::I low_sum = Simd::spread_word(0);
+      Simd::I high_sum = low_sum;
       uint32_t* out = args.panel + g * size / 4 * kStripWidth + v * Simd::kLanes;
       for (int64_t s = 0; s < size / 4; s += 2) {
         Simd::I low;
@@ -151,9 +156,15 @@ void decode_codes_of(const DecodeArgs& args) {
           low = Simd::both(word, nibble);
           high = Simd::both(Simd::shift_right(word, 4), nibble);
         }
+        low = Simd::sub_bytes(low, zero);
+        high = Simd::sub_bytes(high, zero);
+        low_sum = Simd::dot_codes<kBytes>(low_sum, x_offset, low);
+        high_sum = Simd::dot_codes<kBytes>(high_sum, x_offset, high);
         Simd::store_words(out + s * kStripWidth, low);
         Simd::store_words(out + (s + 1) * kStripWidth, high);
       }
+      const Simd::I none = Simd::spread_word(0);
+      Simd::store_words(args.starts + at, Simd::sub(Simd::sub(none, low_sum), high_sum));
     }
   }
 }

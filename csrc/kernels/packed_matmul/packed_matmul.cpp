@@ -38,6 +38,11 @@ struct PreparedRows {
   const float* scales = nullptr;  // int8: (rows,)
 };
 
+// int8 q to the bytes q + 128.
+void add_128(uint8_t* q, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) q[i] = static_cast<uint8_t>(q[i] ^ 128u);
+}
+
 // How one panel is cut.
 struct PanelShape {
   int64_t groups;
@@ -66,6 +71,7 @@ class Product {
         group_steps_ = layout_.padded_group / 4;
         decode_ = tiles.decode_codes;
         multiply_ = weight_.bits == 8 ? tiles.multiply_byte_codes : tiles.multiply_nibble_codes;
+        has_rests_ = weight_.bits == 8 && weight_.shared_zero != kByteOffset;
         break;
     }
   }
@@ -78,7 +84,9 @@ class Product {
                      [&](const Block& block) { run_block(block, x, args_.y); });
       return;
     }
-    const int64_t stride_bytes = layout_.n_groups * group_steps_ * kStepBytes;
+    const int64_t row_bytes = layout_.n_groups * group_steps_ * kStepBytes;
+    // Rows at a distance of a power of two would share the same sets of the caches.
+    const int64_t stride_bytes = (row_bytes / kLineBytes + 2) * kLineBytes;
     const int64_t most_rows = std::min(args_.n_tokens, kRowsAtOnce);
     const AlignedBuffer buffer(most_rows * stride_bytes);
     const AlignedBuffer sums(most_rows * layout_.n_groups * int64_t{sizeof(int32_t)});
@@ -98,6 +106,7 @@ class Product {
           } else {
             tiles_.quantize_row(from, layout_, buffer.as<int8_t>(r * stride_bytes),
                                 sums.as<int32_t>() + r * layout_.n_groups, scales.as<float>() + r);
+            add_128(buffer.as<uint8_t>(r * stride_bytes), row_bytes);
           }
         }
       });
@@ -130,7 +139,7 @@ class Product {
     const int64_t group_stride = shape.groups * kStripWidth;
     const int64_t panel_bytes = shape.strips * shape.strip_stride * kStepBytes;
     const int64_t group_bytes = shape.strips * group_stride * kStepBytes;
-    const AlignedBuffer& scratch = thread_scratch(panel_bytes + 2 * group_bytes);
+    const AlignedBuffer& scratch = thread_scratch(panel_bytes + 3 * group_bytes);
     TileArgs tile;
     tile.x_stride_bytes = x.stride_bytes;
     tile.rows = block.rows;
@@ -139,7 +148,8 @@ class Product {
     tile.y_stride = args_.y_stride;
     tile.group_steps = group_steps_;
     tile.scales = scratch.as<float>(panel_bytes);
-    tile.zeros = scratch.as<int32_t>(panel_bytes + group_bytes);
+    tile.starts = scratch.as<int32_t>(panel_bytes + group_bytes);
+    if (has_rests_) tile.rests = scratch.as<int32_t>(panel_bytes + 2 * group_bytes);
     tile.group_strip_stride = group_stride;
     tile.x_sums_stride = layout_.n_groups;
     // At least once, so that a weight without inputs still writes y.
@@ -184,6 +194,7 @@ class Product {
                     const AlignedBuffer& scratch) const {
     const int64_t panel_bytes = shape.strips * shape.strip_stride * kStepBytes;
     const int64_t group_stride = shape.groups * kStripWidth;
+    const int64_t group_bytes = shape.strips * group_stride * kStepBytes;
     const int64_t first = output / kStripWidth;
     DecodeArgs decode;
     decode.n_groups = groups;
@@ -195,7 +206,10 @@ class Product {
       decode.strip = (first + s) % kBandStrips;
       decode.panel = scratch.as<uint32_t>() + s * shape.strip_stride;
       decode.scales = scratch.as<float>(panel_bytes) + s * group_stride;
-      decode.zeros = scratch.as<int32_t>(panel_bytes) + (shape.strips + s) * group_stride;
+      decode.starts = scratch.as<int32_t>(panel_bytes + group_bytes) + s * group_stride;
+      if (has_rests_) {
+        decode.rests = scratch.as<int32_t>(panel_bytes + 2 * group_bytes) + s * group_stride;
+      }
       decode_(decode);
     }
   }
@@ -205,6 +219,7 @@ class Product {
   const PackedTiles& tiles_;
   PackedLayout layout_;
   int64_t group_steps_ = 1;
+  bool has_rests_ = false;
   Decode decode_ = nullptr;
   Multiply multiply_ = nullptr;
   OneRow one_row_ = nullptr;  // null: one row goes through a panel like more rows

@@ -40,13 +40,15 @@ uint32_t largest_bits(const float* x, int64_t count) {
   return largest;
 }
 
-void quantize_row(const float* x, const PackedLayout& layout, int8_t* q, int32_t* sums,
-                  float* scale) {
-  const uint32_t bits = largest_bits(x, layout.n_groups * layout.group_size);
+void quantize_row(const float* __restrict x, const PackedLayout& layout, int8_t* __restrict q,
+                  int32_t* __restrict sums, float* scale) {
+  const int64_t size = layout.group_size;
+  const int64_t padded = layout.padded_group;
+  const uint32_t bits = largest_bits(x, layout.n_groups * size);
   const float largest = float_of(bits);
   const bool finite = bits < 0x7f800000u;
   if (!finite || largest < qcore::kernels::kSmallestMaximum) {
-    std::memset(q, 0, static_cast<size_t>(layout.n_groups * layout.padded_group));
+    std::memset(q, 0, static_cast<size_t>(layout.n_groups * padded));
     std::memset(sums, 0, static_cast<size_t>(layout.n_groups) * sizeof *sums);
     *scale = finite ? 0.0f : float_of(0x7fc00000u);
     return;
@@ -57,16 +59,16 @@ void quantize_row(const float* x, const PackedLayout& layout, int8_t* q, int32_t
   const int32_t rounder_bits = static_cast<int32_t>(bits_of(kRounder));
   const float inverse = 127.0f / largest;
   for (int64_t g = 0; g < layout.n_groups; ++g) {
-    const float* from = x + g * layout.group_size;
-    int8_t* to = q + g * layout.padded_group;
+    const float* from = x + g * size;
+    int8_t* to = q + g * padded;
     int32_t sum = 0;
-    for (int64_t k = 0; k < layout.group_size; ++k) {
+    for (int64_t k = 0; k < size; ++k) {
       const float shifted = from[k] * inverse + kRounder;
       const int32_t whole = static_cast<int32_t>(bits_of(shifted)) - rounder_bits;
       to[k] = static_cast<int8_t>(whole);
       sum += whole;
     }
-    for (int64_t k = layout.group_size; k < layout.padded_group; ++k) to[k] = 0;
+    for (int64_t k = size; k < padded; ++k) to[k] = 0;
     sums[g] = sum;
   }
   *scale = largest / 127.0f;

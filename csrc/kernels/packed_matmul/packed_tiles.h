@@ -13,6 +13,9 @@ namespace qcore::kernels {
 // and maximum / 127 are normal numbers.
 constexpr float kSmallestMaximum = 0x1p-100f;
 
+// int8 weights of 8 bits are code - 128; what is left of a group's zero is a "rest" (tile.h).
+constexpr int kByteOffset = 128;
+
 // Some consecutive groups of one strip, to be laid out as lines of a panel (tile.h).
 struct DecodeArgs {
   const uint8_t* groups = nullptr;  // of the strip's band
@@ -20,8 +23,9 @@ struct DecodeArgs {
   int64_t n_groups = 0;
   PackedLayout layout;
   uint32_t* panel = nullptr;
-  float* scales = nullptr;   // (n_groups, 16), written; not by decode_floats
-  int32_t* zeros = nullptr;  // (n_groups, 16), written; not by decode_floats
+  float* scales = nullptr;    // (n_groups, 16), written; not by decode_floats
+  int32_t* starts = nullptr;  // (n_groups, 16), written by decode_codes, as rests; see tile.h
+  int32_t* rests = nullptr;   // null: nothing is left
 };
 
 // One row of x against one band, over all groups.
@@ -39,10 +43,10 @@ struct OneRowArgs {
 struct PackedTiles {
   void (*decode_floats)(const DecodeArgs& args);  // scale · (code - zero), rounded once
   void (*decode_pairs)(const DecodeArgs& args);   // code - zero, exact in bfloat16
-  void (*decode_codes)(const DecodeArgs& args);   // code
+  void (*decode_codes)(const DecodeArgs& args);   // code - zero as int8, or what fits
   void (*multiply_floats)(const TileArgs& args);
   void (*multiply_pairs)(const TileArgs& args);
-  void (*multiply_nibble_codes)(const TileArgs& args);  // codes below 16
+  void (*multiply_nibble_codes)(const TileArgs& args);  // |w| <= 16
   void (*multiply_byte_codes)(const TileArgs& args);
   void (*one_row_floats)(const OneRowArgs& args);
   void (*one_row_pairs)(const OneRowArgs& args);
