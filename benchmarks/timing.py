@@ -145,8 +145,10 @@ def visited(
     repeated = disturbed = 0
     while len(rounds) < visits:
         before = CpuUse.now()
+        begin = time.perf_counter()
         found = {name: systems[name]() for name in order}
         order.reverse()
+        print(f"  visit {len(rounds) + 1}: {time.perf_counter() - begin:.0f} s", flush=True)
         if CpuUse.now().others_since(before) > OTHERS_SHARE:
             if repeated < visits:
                 repeated += 1

@@ -44,7 +44,7 @@ def quantize(model: str, calib: str, n_samples: int, out: Path) -> dict[str, Any
         "seconds": seconds,
         "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "peak_mb": peak_megabytes(),
-        "tokens": rows.tokens,
+        "tokens": sum(len(sequence) for sequence in rows.sequences),
         "phases": json.loads((out / "run.json").read_text("utf-8"))["phases_s"],
         "sequences": [sequence.tolist() for sequence in rows.sequences],
     }
