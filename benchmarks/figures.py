@@ -6,8 +6,8 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-WIDTH = 760
-BAR, GAP, LABEL = 16, 6, 400
+WIDTH = 860
+BAR, GAP, LABEL = 16, 6, 460
 STYLE = (
     "<style>text{font:12px system-ui,sans-serif;fill:#24292f}.m{fill:#57606a}"
     ".a{stroke:#8c959f;fill:none}.goal{stroke:#24292f;stroke-dasharray:4 3}"
@@ -36,7 +36,7 @@ def bars(title: str, values: Sequence[tuple[str, float, bool, str]]) -> str:
         y = 30 + index * (BAR + GAP)
         length = min(value, top) * scale
         marks.append(
-            f'<text x="{LABEL - 8}" y="{y + 12}" text-anchor="end">{_text(label, 66)}</text>'
+            f'<text x="{LABEL - 8}" y="{y + 12}" text-anchor="end">{_text(label, 64)}</text>'
             f'<rect class="{"met" if met else "missed"}" x="{LABEL}" y="{y}" '
             f'width="{length:.1f}" height="{BAR}" rx="2"/>'
             f'<text class="m" x="{LABEL + length + 6:.1f}" y="{y + 12}">{_text(told, 40)}</text>'
