@@ -65,7 +65,7 @@ PackedWeight make_packed_weight(const py::array& codes, const py::array& scales,
   shape.scale_dtype = kernels::narrowest_scale_dtype(scales_data, shape.out_features * groups);
   shape.shared_zero = kernels::shared_zero_of(zeros_data, shape.out_features * groups);
   auto buffer = std::make_shared<PackedWeightBuffer>(shape);
-  kernels::pack_weight(codes_data, scales_data, zeros_data, shape, buffer->data);
+  kernels::pack_weight(codes_data, scales_data, zeros_data, shape, buffer->data());
   return buffer;
 }
 

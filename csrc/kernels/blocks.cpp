@@ -1,5 +1,7 @@
 #include "kernels/blocks.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <new>
 
@@ -9,7 +11,8 @@
 namespace qcore::kernels {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
+constexpr int64_t kCacheLine = 64;
+constexpr int64_t kHugePage = int64_t{2} << 20;
 // A panel is laid out once for so many rows: its cost stays near 3 % of the product, and the rows'
 // inputs (256 rows x 512 float32) stay in a second-level cache of 1 MiB.
 constexpr int64_t kBlockRows = 256;
@@ -45,11 +48,18 @@ void for_each_block(int64_t n_tokens, int64_t out_features, int64_t in_features,
   });
 }
 
-AlignedBuffer::AlignedBuffer(int64_t bytes)
-    : data_(static_cast<uint8_t*>(::operator new(static_cast<std::size_t>(bytes), kAlignment))),
-      bytes_(bytes) {}
+AlignedBuffer::AlignedBuffer(int64_t bytes) : bytes_(bytes) {
+  const std::align_val_t alignment{
+      static_cast<std::size_t>(bytes >= kHugePage ? kHugePage : kCacheLine)};
+  const auto size = static_cast<std::size_t>(bytes);
+  data_ = {static_cast<uint8_t*>(::operator new(size, alignment)), Free{alignment}};
+#if defined(MADV_HUGEPAGE)
+  // Advice: where the system refuses it, pages stay small.
+  if (bytes >= kHugePage) madvise(data_.get(), size, MADV_HUGEPAGE);
+#endif
+}
 
-void AlignedBuffer::Free::operator()(uint8_t* data) const { ::operator delete(data, kAlignment); }
+void AlignedBuffer::Free::operator()(uint8_t* data) const { ::operator delete(data, alignment); }
 
 const AlignedBuffer& thread_scratch(int64_t bytes) {
   static thread_local AlignedBuffer scratch;

@@ -16,6 +16,7 @@ struct Simd {
   static constexpr int kStrips = 1;     // strips that one tile takes
   static constexpr int kFloatRows = 6;  // 6 x 2 sums, 2 weights, 1 x: 15 of 16 registers
   static constexpr int kWordRows = 4;   // pairs and codes need temporaries
+  static constexpr int kFewRows = 4;    // of a product without a panel
 
   static QCORE_INLINE F zero() { return _mm256_setzero_ps(); }
   static QCORE_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }

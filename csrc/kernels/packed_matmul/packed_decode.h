@@ -12,7 +12,6 @@ using qcore::Dtype;
 using qcore::kernels::DecodeArgs;
 using qcore::kernels::kLineBytes;
 using qcore::kernels::kOwnZeros;
-using qcore::kernels::OneRowArgs;
 using qcore::kernels::PackedLayout;
 
 constexpr int kVectorBytes = 4 * Simd::kLanes;
@@ -125,6 +124,21 @@ void decode_pairs_of(const DecodeArgs& args) {
   }
 }
 
+// Inputs 0 … 3 and 4 … 7 of a line of 8, a byte each.
+template <bool kBytes>
+QCORE_INLINE void code_words(const GroupVector& group, int64_t line, Simd::I& first,
+                             Simd::I& second) {
+  if constexpr (kBytes) {
+    first = Simd::load_words(group.codes + 2 * line * kLineBytes);
+    second = Simd::load_words(group.codes + (2 * line + 1) * kLineBytes);
+  } else {
+    const Simd::I nibble = Simd::spread_word(0x0f0f0f0f);
+    const Simd::I word = Simd::load_words(group.codes + line * kLineBytes);
+    first = Simd::both(word, nibble);
+    second = Simd::both(Simd::shift_right(word, 4), nibble);
+  }
+}
+
 // Nibbles as code - zero. Bytes as code - 128, the rest is 128 - zero.
 template <bool kBytes>
 void decode_codes_of(const DecodeArgs& args) {
@@ -141,30 +155,22 @@ void decode_codes_of(const DecodeArgs& args) {
         Simd::store_words(args.rests + at, Simd::sub(middle, group.zero));
       }
       const Simd::I zero = Simd::mul_words(kBytes ? middle : group.zero, in_every_byte);
-      Simd::I low_sum = Simd::spread_word(0);
-      Simd::I high_sum = low_sum;
+      Simd::I first_sum = Simd::spread_word(0);
+      Simd::I second_sum = first_sum;
       uint32_t* out = args.panel + g * size / 4 * kStripWidth + v * Simd::kLanes;
       for (int64_t s = 0; s < size / 4; s += 2) {
-        Simd::I low;
-        Simd::I high;
-        if constexpr (kBytes) {
-          low = Simd::load_words(group.codes + s * kLineBytes);
-          high = Simd::load_words(group.codes + (s + 1) * kLineBytes);
-        } else {
-          const Simd::I nibble = Simd::spread_word(0x0f0f0f0f);
-          const Simd::I word = Simd::load_words(group.codes + s / 2 * kLineBytes);
-          low = Simd::both(word, nibble);
-          high = Simd::both(Simd::shift_right(word, 4), nibble);
-        }
-        low = Simd::sub_bytes(low, zero);
-        high = Simd::sub_bytes(high, zero);
-        low_sum = Simd::dot_codes<kBytes>(low_sum, x_offset, low);
-        high_sum = Simd::dot_codes<kBytes>(high_sum, x_offset, high);
-        Simd::store_words(out + s * kStripWidth, low);
-        Simd::store_words(out + (s + 1) * kStripWidth, high);
+        Simd::I first;
+        Simd::I second;
+        code_words<kBytes>(group, s / 2, first, second);
+        first = Simd::sub_bytes(first, zero);
+        second = Simd::sub_bytes(second, zero);
+        first_sum = Simd::dot_codes<kBytes>(first_sum, x_offset, first);
+        second_sum = Simd::dot_codes<kBytes>(second_sum, x_offset, second);
+        Simd::store_words(out + s * kStripWidth, first);
+        Simd::store_words(out + (s + 1) * kStripWidth, second);
       }
       const Simd::I none = Simd::spread_word(0);
-      Simd::store_words(args.starts + at, Simd::sub(Simd::sub(none, low_sum), high_sum));
+      Simd::store_words(args.starts + at, Simd::sub(Simd::sub(none, first_sum), second_sum));
     }
   }
 }

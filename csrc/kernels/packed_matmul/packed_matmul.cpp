@@ -13,13 +13,9 @@ namespace qcore::kernels {
 namespace {
 
 constexpr int64_t kStepBytes = 4;
-// Steps laid out at a time, in whole groups: with many rows 64 outputs x 512 steps = 128 KiB of
-// second-level cache; with few rows a panel is used once or twice and stays in the first level.
+// Steps laid out at a time, in whole groups: 64 outputs x 512 steps = 128 KiB of second-level
+// cache.
 constexpr int64_t kPanelSteps = 512;
-constexpr int64_t kShortPanelSteps = 96;
-constexpr int64_t kFewRows = 16;
-// Up to here decoding once for every row costs less than a panel.
-constexpr int64_t kSingleRows = 3;
 // A panel of long groups takes fewer strips.
 constexpr int64_t kMostPanelBytes = 256 << 10;
 // Converted rows of x held at a time; bounds the memory of a call.
@@ -28,7 +24,6 @@ constexpr int64_t kConvertedRows = 64;  // by one thread in one go
 
 using Decode = void (*)(const DecodeArgs&);
 using Multiply = void (*)(const TileArgs&);
-using OneRow = void (*)(const OneRowArgs&);
 
 // Rows of x as the tiles read them.
 struct PreparedRows {
@@ -59,13 +54,11 @@ class Product {
         group_steps_ = layout_.group_size;
         decode_ = tiles.decode_floats;
         multiply_ = tiles.multiply_floats;
-        one_row_ = tiles.one_row_floats;
         break;
       case Activations::kBfloat16:
         group_steps_ = layout_.padded_group / 2;
         decode_ = tiles.decode_pairs;
         multiply_ = tiles.multiply_pairs;
-        one_row_ = tiles.one_row_pairs;
         break;
       case Activations::kInt8:
         group_steps_ = layout_.padded_group / 4;
@@ -117,11 +110,10 @@ class Product {
   }
 
  private:
-  PanelShape panel_shape(int64_t rows) const {
-    const int64_t most_steps = rows <= kFewRows ? kShortPanelSteps : kPanelSteps;
+  PanelShape panel_shape() const {
     PanelShape shape{};
     shape.groups =
-        std::clamp<int64_t>(most_steps / group_steps_, 1, std::max<int64_t>(1, layout_.n_groups));
+        std::clamp<int64_t>(kPanelSteps / group_steps_, 1, std::max<int64_t>(1, layout_.n_groups));
     // One more line than needed: strips at a power of two would share the same sets of the cache.
     shape.strip_stride = (shape.groups * group_steps_ + 1) * kStripWidth;
     shape.strips =
@@ -131,11 +123,7 @@ class Product {
 
   // y points to row 0 of x.
   void run_block(const Block& block, const PreparedRows& x, float* y) const {
-    if (block.rows <= kSingleRows && one_row_ != nullptr) {
-      run_single_rows(block, x, y);
-      return;
-    }
-    const PanelShape shape = panel_shape(block.rows);
+    const PanelShape shape = panel_shape();
     const int64_t group_stride = shape.groups * kStripWidth;
     const int64_t panel_bytes = shape.strips * shape.strip_stride * kStepBytes;
     const int64_t group_bytes = shape.strips * group_stride * kStepBytes;
@@ -174,22 +162,6 @@ class Product {
     }
   }
 
-  // Row by row over a few strips at a time, which the second-level cache keeps for the next row.
-  void run_single_rows(const Block& block, const PreparedRows& x, float* y) const {
-    OneRowArgs row;
-    row.layout = layout_;
-    for (int64_t n = block.output; n < block.output + block.outputs; n += kBandOutputs) {
-      row.band = weight_.data + n / kBandOutputs * layout_.band_bytes;
-      row.outputs = std::min(kBandOutputs, block.output + block.outputs - n);
-      row.bias = args_.bias != nullptr ? args_.bias + n : nullptr;
-      for (int64_t r = block.row; r < block.row + block.rows; ++r) {
-        row.x = x.data + r * x.stride_bytes;
-        row.y = y + r * args_.y_stride + n;
-        one_row_(row);
-      }
-    }
-  }
-
   void decode_panel(int64_t output, int64_t group, int64_t groups, const PanelShape& shape,
                     const AlignedBuffer& scratch) const {
     const int64_t panel_bytes = shape.strips * shape.strip_stride * kStepBytes;
@@ -222,14 +194,20 @@ class Product {
   bool has_rests_ = false;
   Decode decode_ = nullptr;
   Multiply multiply_ = nullptr;
-  OneRow one_row_ = nullptr;  // null: one row goes through a panel like more rows
 };
 
 using Function = void (*)(const PackedMatmulArgs&);
 
 #if defined(__x86_64__)
-void packed_matmul_avx2(const PackedMatmulArgs& args) { Product(args, kPackedTilesAvx2).run(); }
-void packed_matmul_avx512(const PackedMatmulArgs& args) { Product(args, kPackedTilesAvx512).run(); }
+void run(const PackedMatmulArgs& args, const PackedTiles& tiles) {
+  if (args.n_tokens <= kFewRows) {
+    packed_few_rows(args, tiles);
+  } else {
+    Product(args, tiles).run();
+  }
+}
+void packed_matmul_avx2(const PackedMatmulArgs& args) { run(args, kPackedTilesAvx2); }
+void packed_matmul_avx512(const PackedMatmulArgs& args) { run(args, kPackedTilesAvx512); }
 constexpr BackendTable<Function> kTable{&packed_matmul_ref, &packed_matmul_avx2,
                                         &packed_matmul_avx512};
 #else

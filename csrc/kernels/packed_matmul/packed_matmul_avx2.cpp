@@ -1,8 +1,8 @@
-// packed_matmul with AVX2: the loops of tile_product.h, packed_decode.h and packed_one_row.h over
+// packed_matmul with AVX2: the loops of tile_product.h, packed_decode.h and packed_few_rows.h over
 // vectors of this width.
 #include "kernels/simd_avx2.h"
 // The vector type comes first: the next headers are written over it.
-#include "kernels/packed_matmul/packed_one_row.h"
+#include "kernels/packed_matmul/packed_few_rows.h"
 #include "kernels/packed_matmul/packed_rows.h"
 
 namespace qcore::kernels {
@@ -14,8 +14,10 @@ const PackedTiles kPackedTilesAvx2{&decode_floats,
                                    &tile_product<PairStep<true>>,
                                    &tile_product<CodeStep<false>>,
                                    &tile_product<CodeStep<true>>,
-                                   &one_row_floats,
-                                   &one_row_pairs,
+                                   &few_rows<FloatOperands>,
+                                   &few_rows<PairOperands>,
+                                   &few_rows<CodeOperands>,
+                                   Simd::kFewRows,
                                    &round_row,
                                    &quantize_row};
 

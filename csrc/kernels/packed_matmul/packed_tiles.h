@@ -28,14 +28,31 @@ struct DecodeArgs {
   int32_t* rests = nullptr;   // null: nothing is left
 };
 
-// One row of x against one band, over all groups.
-struct OneRowArgs {
-  const uint8_t* band = nullptr;
+// At most so many rows are multiplied without a panel.
+constexpr int64_t kFewRows = 16;
+
+// They go through in tiles of 1, 2, 4 or 8 rows: the height of the next one.
+static inline int64_t few_rows_height(int64_t rows, int64_t most) {
+  int64_t height = most;
+  while (height > rows) height /= 2;
+  return height;
+}
+
+// A few rows of x against consecutive bands, over all groups.
+struct FewRowsArgs {
+  const uint8_t* bands = nullptr;
   PackedLayout layout;
-  const void* x = nullptr;  // float32 (K,), or as round_row writes it
+  // The rows of a tile side by side: for every 8 inputs, 8 of its first row, 8 of its second, …;
+  // groups filled up to layout.padded_group. A tile that starts at row r starts at r · x_row_bytes.
+  const uint8_t* x = nullptr;
+  int64_t x_row_bytes = 0;
+  int64_t rows = 0;                 // at most kFewRows
+  const int32_t* x_sums = nullptr;  // int8: (rows, n_groups)
+  const float* x_scales = nullptr;  // int8: (rows,)
   int64_t outputs = 0;
   const float* bias = nullptr;  // (outputs,) or null
-  float* y = nullptr;           // (outputs,), overwritten
+  float* y = nullptr;           // (rows, outputs), overwritten
+  int64_t y_stride = 0;
 };
 
 // Steps of one group: group_size for floats, padded_group / 2 for pairs, padded_group / 4 for
@@ -48,8 +65,10 @@ struct PackedTiles {
   void (*multiply_pairs)(const TileArgs& args);
   void (*multiply_nibble_codes)(const TileArgs& args);  // |w| <= 16
   void (*multiply_byte_codes)(const TileArgs& args);
-  void (*one_row_floats)(const OneRowArgs& args);
-  void (*one_row_pairs)(const OneRowArgs& args);
+  void (*few_rows_floats)(const FewRowsArgs& args);
+  void (*few_rows_pairs)(const FewRowsArgs& args);
+  void (*few_rows_codes)(const FewRowsArgs& args);
+  int64_t few_rows_height;  // the highest tile of those
 
   // One row of x, its groups filled up with zeros to layout.padded_group.
   void (*round_row)(const float* x, const PackedLayout& layout, Bf16* rounded);
@@ -60,5 +79,8 @@ struct PackedTiles {
 
 extern const PackedTiles kPackedTilesAvx2;
 extern const PackedTiles kPackedTilesAvx512;
+
+// packed_matmul for at most kFewRows rows.
+void packed_few_rows(const PackedMatmulArgs& args, const PackedTiles& tiles);
 
 }  // namespace qcore::kernels

@@ -204,7 +204,7 @@ void every_backend_is_within_its_bound() {
   Numbers numbers;
   for (const int bits : {2, 3, 4, 8}) {
     for (const int64_t group_size : {32, 64, 192, 12}) {
-      for (const int64_t M : {1, 7, 9}) {
+      for (const int64_t M : {1, 3, 7, 8, 16, 17}) {
         const Layer layer(33, 192, group_size, bits, numbers, M == 7);
         std::vector<float> x;
         for (int64_t i = 0; i < M * 192; ++i) x.push_back(numbers.signed_unit());

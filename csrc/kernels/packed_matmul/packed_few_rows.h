@@ -1,0 +1,232 @@
+// A few rows of x against packed bands, decoded in registers: the weights are read once, in the
+// order of memory, and a panel used once or twice is not worth writing. Every sum runs in the order
+// of tile_product.h, so the bits are the same.
+#pragma once
+
+#include "kernels/packed_matmul/packed_decode.h"
+
+namespace {
+
+using qcore::kernels::few_rows_height;
+using qcore::kernels::FewRowsArgs;
+using qcore::kernels::kBandOutputs;
+using qcore::kernels::kFewRows;
+
+constexpr int kVectorsPerBand = static_cast<int>(kBandOutputs) / Simd::kLanes;
+
+// Weights are asked for so long before their turn: the hardware's own prefetch falls behind once a
+// line serves several rows (8 rows from DRAM, one thread: 28 cycles a line without, 19 with).
+constexpr int64_t kAheadBytes = 4096;
+
+// How a line of 8 inputs becomes operands: one for each step of 4 bytes of x. One object decodes
+// one vector of outputs in one group.
+
+// int8 activations: Σ (code - zero) · x = Σ code · x - zero · Σ x.
+template <bool kBytes>
+struct CodeOperands {
+  static constexpr int kSteps = 2;
+  static constexpr bool kPadded = true;  // x holds zeros past the end of a group
+  using Word = Simd::I;
+  using Sum = typename CodeStep<kBytes>::Sum;
+
+  CodeOperands() = default;
+  explicit QCORE_INLINE CodeOperands(const GroupVector& vector) : group(vector) {}
+  QCORE_INLINE Sum start(Simd::F /*total*/, int32_t x_sum) const {
+    return (Sum)Simd::mul_words(Simd::sub(Simd::spread_word(0), group.zero),
+                                Simd::spread_word(x_sum));
+  }
+  QCORE_INLINE Simd::F finish(Sum sum, Simd::F total) const {
+    return Simd::fma(Simd::to_float((Simd::I)sum), group.scale, total);
+  }
+  QCORE_INLINE void line(int64_t line, Simd::I (&w)[kSteps]) const {
+    code_words<kBytes>(group, line, w[0], w[1]);
+  }
+  static QCORE_INLINE Sum step(Sum sum, const uint8_t* x, Simd::I w) {
+    return (Sum)Simd::dot_codes<kBytes>((Simd::I)sum, w, spread_step(x));
+  }
+
+  GroupVector group;
+};
+
+// Rows rounded to bfloat16: a sum of its own, then times the scale.
+template <bool kBytes>
+struct PairOperands {
+  static constexpr int kSteps = 4;
+  static constexpr bool kPadded = true;
+  using Word = Simd::I;
+  using Sum = Simd::F;
+
+  PairOperands() = default;
+  explicit QCORE_INLINE PairOperands(const GroupVector& vector)
+      : group(vector), shift(Simd::nibble_shift(vector.zero)) {}
+  QCORE_INLINE Sum start(Simd::F /*total*/, int32_t /*x_sum*/) const { return Simd::zero(); }
+  QCORE_INLINE Simd::F finish(Sum sum, Simd::F total) const {
+    return Simd::fma(sum, group.scale, total);
+  }
+  QCORE_INLINE void line(int64_t line, Simd::I (&w)[kSteps]) const {
+    line_pairs<kBytes>(group, shift, line, w);
+  }
+  static QCORE_INLINE Sum step(Sum sum, const uint8_t* x, Simd::I w) {
+    return Simd::dot_pairs(sum, spread_step(x), w);
+  }
+
+  GroupVector group;
+  Simd::I shift;
+};
+
+// Rows of float32: one sum over all groups, of weights that hold their scale.
+template <bool kBytes>
+struct FloatOperands {
+  static constexpr int kSteps = 8;
+  static constexpr bool kPadded = false;  // adding x · 0 could turn a sum of -0 into 0
+  using Word = Simd::F;
+  using Sum = Simd::F;
+
+  FloatOperands() = default;
+  explicit QCORE_INLINE FloatOperands(const GroupVector& vector) : group(vector) {}
+  QCORE_INLINE Sum start(Simd::F total, int32_t /*x_sum*/) const { return total; }
+  QCORE_INLINE Simd::F finish(Sum sum, Simd::F /*total*/) const { return sum; }
+  QCORE_INLINE void line(int64_t line, Simd::F (&w)[kSteps]) const {
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) w[j] = Simd::mul(value_of<kBytes>(group, line, j), group.scale);
+  }
+  static QCORE_INLINE Sum step(Sum sum, const uint8_t* x, Simd::F w) {
+    float value;
+    std::memcpy(&value, x, sizeof value);
+    return Simd::fma(Simd::spread(value), w, sum);
+  }
+
+  GroupVector group;
+};
+
+// Adds one line, or its first `steps` steps, to the sums of kRows rows.
+template <class Operands, int kRows>
+QCORE_INLINE void add_line(const Operands& operands, int64_t line, int64_t steps, const uint8_t* x,
+                           typename Operands::Sum (&sum)[kRows]) {
+  constexpr int kSteps = Operands::kSteps;
+  typename Operands::Word w[kSteps];
+  operands.line(line, w);
+#pragma GCC unroll 8
+  for (int s = 0; s < kSteps; ++s) {
+    if (s < steps) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        sum[r] = Operands::step(sum[r], x + 4 * (kSteps * r + s), w[s]);
+      }
+    }
+  }
+}
+
+// Adds group g to the totals of kRows rows and kVectors vectors of outputs from vector v on. Not
+// inlined: the sums of a group live in registers, the totals in the first-level cache.
+template <class Operands, int kRows, int kVectors>
+__attribute__((noinline)) void add_group(const FewRowsArgs& args, const uint8_t* group, int64_t g,
+                                         int64_t row, int v, Simd::F* total) {
+  constexpr int kLineStep = 4 * Operands::kSteps * kRows;  // bytes of x
+  const PackedLayout& layout = args.layout;
+  Operands operands[kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) operands[i] = Operands(group_vector(group, layout, v + i));
+  const uint8_t* x = args.x + row * args.x_row_bytes + g * (layout.padded_group / 8) * kLineStep;
+  typename Operands::Sum sum[kVectors][kRows];
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const int32_t x_sum =
+          args.x_sums == nullptr ? 0 : args.x_sums[(row + r) * layout.n_groups + g];
+      sum[i][r] = operands[i].start(total[(v + i) * kFewRows + row + r], x_sum);
+    }
+  }
+  const int64_t lines = Operands::kPadded ? layout.padded_group / 8 : layout.group_size / 8;
+  for (int64_t line = 0; line < lines; ++line, x += kLineStep) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) {
+      __builtin_prefetch(operands[i].group.codes + line * kLineBytes + kAheadBytes);
+      add_line(operands[i], line, Operands::kSteps, x, sum[i]);
+    }
+  }
+  if (!Operands::kPadded && layout.group_size % 8 != 0) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) {
+      add_line(operands[i], lines, layout.group_size % 8, x, sum[i]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      Simd::F& t = total[(v + i) * kFewRows + row + r];
+      t = operands[i].finish(sum[i][r], t);
+    }
+  }
+}
+
+// The vectors of a band that hold outputs. One or two rows take several vectors at a time, so that
+// one sum need not wait for itself.
+template <class Operands, int kRows>
+void add_rows(const FewRowsArgs& args, const uint8_t* group, int64_t g, int64_t row, int vectors,
+              Simd::F* total) {
+  constexpr int kVectors = Operands::kSteps == 2 || kRows >= 4 ? 1 : 4 / kRows;
+  for (int v = 0; v < vectors; v += kVectors) {
+    add_group<Operands, kRows, kVectors>(args, group, g, row, v, total);
+  }
+}
+
+template <class Operands>
+void few_rows_band(const FewRowsArgs& args, const uint8_t* band, int64_t outputs,
+                   int64_t first_output) {
+  Simd::F total[kVectorsPerBand * kFewRows];
+  const int vectors = static_cast<int>((outputs + Simd::kLanes - 1) / Simd::kLanes);
+  for (Simd::F& t : total) t = Simd::zero();
+  for (int64_t g = 0; g < args.layout.n_groups; ++g) {
+    const uint8_t* group = band + g * args.layout.group_bytes;
+    for (int64_t row = 0; row < args.rows;) {
+      const int64_t height = few_rows_height(args.rows - row, Simd::kFewRows);
+      switch (height) {
+        case 8:
+          if constexpr (Simd::kFewRows >= 8) {
+            add_rows<Operands, 8>(args, group, g, row, vectors, total);
+          }
+          break;
+        case 4:
+          add_rows<Operands, 4>(args, group, g, row, vectors, total);
+          break;
+        case 2:
+          add_rows<Operands, 2>(args, group, g, row, vectors, total);
+          break;
+        default:
+          add_rows<Operands, 1>(args, group, g, row, vectors, total);
+      }
+      row += height;
+    }
+  }
+  for (int64_t r = 0; r < args.rows; ++r) {
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t output = v * Simd::kLanes;
+      const int64_t lanes = outputs - output;
+      Simd::F value = total[v * kFewRows + r];
+      if (args.x_scales != nullptr) value = Simd::mul(value, Simd::spread(args.x_scales[r]));
+      if (args.bias != nullptr) {
+        value = Simd::add(value, Simd::load_first(args.bias + first_output + output, lanes));
+      }
+      Simd::store_first(args.y + r * args.y_stride + first_output + output, value, lanes);
+    }
+  }
+}
+
+template <class Operands>
+void few_rows_of(const FewRowsArgs& args) {
+  for (int64_t n = 0; n < args.outputs; n += kBandOutputs) {
+    const int64_t left = args.outputs - n;
+    few_rows_band<Operands>(args, args.bands + n / kBandOutputs * args.layout.band_bytes,
+                            left < kBandOutputs ? left : kBandOutputs, n);
+  }
+}
+
+template <template <bool> class Operands>
+void few_rows(const FewRowsArgs& args) {
+  args.layout.bits == 8 ? few_rows_of<Operands<true>>(args) : few_rows_of<Operands<false>>(args);
+}
+
+}  // namespace
