@@ -134,8 +134,8 @@ def visited(
 ) -> tuple[dict[str, dict[str, Times]], int]:
     """Whole systems in turn, A B C C B A ..., each of which tells the seconds of several tests.
 
-    A round is one visit to each; it is repeated, at most once for each wanted, when other
-    processes took more than 1 % of the CPUs.
+    A round is one visit to each; it takes a minute, so that one in three at most is repeated
+    because other processes took more than 1 % of the CPUs.
 
     Returns:
         test -> system -> times, and how many rounds stayed disturbed.
@@ -150,7 +150,7 @@ def visited(
         order.reverse()
         print(f"  visit {len(rounds) + 1}: {time.perf_counter() - begin:.0f} s", flush=True)
         if CpuUse.now().others_since(before) > OTHERS_SHARE:
-            if repeated < visits:
+            if repeated < -(-visits // 3):
                 repeated += 1
                 continue
             disturbed += 1

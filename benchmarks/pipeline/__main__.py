@@ -33,7 +33,7 @@ def main() -> int:
     options.add_argument("--chat", help="held-out JSONL with messages")
     options.add_argument("--wiki", help="held-out WikiText file")
     options.add_argument(
-        "--peer-samples", type=int, default=32, help="conversations when rivals quantize [32]"
+        "--peer-samples", type=int, default=16, help="conversations when rivals quantize [16]"
     )
     options.add_argument("--rows", type=int, default=20, help="held-out samples of each kind")
     options.add_argument("--group-size", type=int, help="of the recipes [the default's]")
