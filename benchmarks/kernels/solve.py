@@ -18,16 +18,16 @@ from benchmarks.peers.openblas import BRING, openblas
 from benchmarks.timing import Contender
 from qcore import _core
 
-N = K = 4096
+SIZE, QUICK_SIZE = 4096, 1024  # out_features and in_features, N = K
 GROUP = BLOCK = 128
 N_TOKENS = 8192
 GEMM_ROWS = 1024
-PAIRS = 8  # of runs of some tenths of a second
+PAIRS = 6  # of runs of some tenths of a second
 LOOP_PAIRS = 2  # the NumPy loop takes seconds
 GRID: dict[str, Any] = {"bits": 4, "group_size": GROUP, "symmetric": False}
 
 
-def statistics(rng: np.random.Generator, width: int = K) -> _core.Hessian:
+def statistics(rng: np.random.Generator, width: int) -> _core.Hessian:
     """Of tokens whose channels differ in size and depend on each other, as real ones do."""
     sizes = np.exp(rng.standard_normal(width)).astype(np.float32)
     shared = rng.standard_normal((64, width), dtype=np.float32)
@@ -40,7 +40,8 @@ def statistics(rng: np.random.Generator, width: int = K) -> _core.Hessian:
 
 
 def bench(session: Session) -> None:
-    seen = statistics(session.rng)
+    N = K = QUICK_SIZE if session.quick else SIZE
+    seen = statistics(session.rng, K)
     hessian = seen.hessian()
     weight = session.rng.standard_normal((N, K), dtype=np.float32)
     cholesky(session, hessian)
@@ -93,6 +94,7 @@ def bench(session: Session) -> None:
 
 
 def cholesky(session: Session, hessian: np.ndarray) -> None:
+    K = len(hessian)
     ours = Contender("ours", lambda: _core.factor_hessian(hessian, GROUP), float(K) ** 3 / 3)
     factor = _core.factor_hessian(hessian, GROUP)
     r = np.triu(factor.r[:, :K]).astype(np.float64)
@@ -133,6 +135,7 @@ def cholesky(session: Session, hessian: np.ndarray) -> None:
 def textbook(
     session: Session, weight: np.ndarray, hessian: np.ndarray, loop: Contender, loss: float
 ) -> None:
+    N, K = weight.shape
     damped = hessian + 0.03 * np.mean(np.diag(hessian)) * np.eye(K)
     inverse = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
     run = numpy_loop(weight, np.ascontiguousarray(inverse))
@@ -155,6 +158,7 @@ def numpy_loop(
     weight: np.ndarray, inverse: np.ndarray
 ) -> Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Frantar et al. 2022, algorithm 1; `inverse` is the upper Cholesky factor of the inverse."""
+    N, K = weight.shape
 
     def run() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         w = weight.copy()
