@@ -105,7 +105,7 @@ def steps(
     sequence is given depends on its own ids and positions alone.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
-    mode = _checked_activations(model, activations)
+    mode = checked_activations(model, activations)
     ends = frozenset(model.tokenizer.eos_ids if model.checkpoint.tokenizer_json else ())
     limits = [min(len(ids) + max_new_tokens, model.plan.max_positions) for ids in prompts]
     return _steps(Decoding(model, len(prompts), mode), prompts, limits, sampling, ends)
@@ -136,7 +136,7 @@ def _steps(
         yield chosen
 
 
-def _checked_activations(model: Model, asked: str | None) -> str:
+def checked_activations(model: Model, asked: str | None) -> str:
     if asked is None:
         return "bfloat16" if model.dtype == "bfloat16" else "float32"
     if asked not in ACTIVATIONS or (asked == "int8" and not model.quantized_layers):

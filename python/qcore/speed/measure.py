@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from qcore import _core
 from qcore.errors import ArgumentError, EvaluationError, escaped
+from qcore.model.generation import checked_activations
 from qcore.speed.result import COLD_ROWS, Bench, Line, Ratio
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def bench(
                 f"prompt + new is {prompt + new} tokens; the model takes "
                 f"{artifact.plan.max_positions}."
             )
-    chosen = artifact._activations(activations)
+    chosen = checked_activations(artifact, activations)
     rng = np.random.default_rng(seed)
     of = len(points) + (original is not None)
     lines: list[Line] = []
@@ -251,7 +252,7 @@ def _model_lines(
     pairs: int,
 ) -> list[Line]:
     """Prefill and decode of both models, in tokens a second."""
-    dense = Runner(original, original._activations(None))
+    dense = Runner(original, checked_activations(original, None))
     packed = Runner(artifact, activations)
     # The embedding is read row by row, unless it is the head as well.
     read = sum(
