@@ -137,6 +137,7 @@ def _steps(
 
 
 def checked_activations(model: Model, asked: str | None) -> str:
+    """The precision that was asked for, the checkpoint's for None; an ArgumentError for others."""
     if asked is None:
         return "bfloat16" if model.dtype == "bfloat16" else "float32"
     if asked not in ACTIVATIONS or (asked == "int8" and not model.quantized_layers):
