@@ -4,13 +4,15 @@
 #include "kernels/gram/gram_body.h"
 
 namespace qcore::kernels {
+namespace {
 
-void gram_tile_avx2(const GramArgs& args, int64_t row, int64_t column) {
-  if (args.dtype == Dtype::kBfloat16) {
-    gram_tile<Bf16, false>(args, row, column);
-  } else {
-    gram_tile<float, false>(args, row, column);
-  }
+void pack_rows(const GramArgs& args, const GramStrips& strips, int64_t begin, int64_t end) {
+  args.dtype == Dtype::kBfloat16 ? pack<Bf16, false>(args, strips, begin, end)
+                                 : pack<float, false>(args, strips, begin, end);
 }
+
+}  // namespace
+
+const GramTiles kGramTilesAvx2{kStrip, kHeight, 1, &pack_rows, &add_item<false>};
 
 }  // namespace qcore::kernels

@@ -4,13 +4,20 @@
 #include "kernels/gram/gram_body.h"
 
 namespace qcore::kernels {
+namespace {
 
-void gram_tile_avx512(const GramArgs& args, int64_t row, int64_t column) {
-  if (args.dtype == Dtype::kBfloat16) {
-    gram_tile<Bf16, true>(args, row, column);
-  } else {
-    gram_tile<float, false>(args, row, column);
-  }
+void pack_rows(const GramArgs& args, const GramStrips& strips, int64_t begin, int64_t end) {
+  args.dtype == Dtype::kBfloat16 ? pack<Bf16, true>(args, strips, begin, end)
+                                 : pack<float, false>(args, strips, begin, end);
 }
+
+void add(const GramArgs& args, const GramStrips& strips, const GramItem& item) {
+  args.dtype == Dtype::kBfloat16 ? add_item<true>(args, strips, item)
+                                 : add_item<false>(args, strips, item);
+}
+
+}  // namespace
+
+const GramTiles kGramTilesAvx512{kStrip, kHeight, 2, &pack_rows, &add};
 
 }  // namespace qcore::kernels

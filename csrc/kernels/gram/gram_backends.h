@@ -5,19 +5,43 @@
 
 namespace qcore::kernels {
 
-// One item of work is a tile of gram: kGramTileRows x kGramTileColumns elements. The size keeps the
-// packed operands and the float32 sums of a tile in a core's L2 and leaves items for every core.
-constexpr int64_t kGramTileRows = 96;
-constexpr int64_t kGramTileColumns = 192;
-
 // Tokens whose products are summed by themselves before they join the float32 sum of the chunk: the
 // error grows with block + chunk / block instead of chunk. Half as many float32 as bfloat16 tokens,
 // so that both take the same room.
 constexpr int64_t gram_block_tokens(Dtype dtype) { return dtype == Dtype::kBfloat16 ? 192 : 96; }
 
-// Adds the part of the tile at (row, column) that lies on or above the diagonal.
-void gram_tile_ref(const GramArgs& args, int64_t row, int64_t column);
-void gram_tile_avx2(const GramArgs& args, int64_t row, int64_t column);
-void gram_tile_avx512(const GramArgs& args, int64_t row, int64_t column);
+// x laid out for the tiles: strips of some columns, a strip step by step. A step is one token
+// (float32 words) or two tokens of bfloat16 in one word. Columns beyond the last one are zero up to
+// the end of their strip.
+struct GramStrips {
+  float* words = nullptr;
+  int64_t stride = 0;  // words from one strip to the next
+  int64_t steps = 0;
+};
+
+// Elements [row_begin, row_end) x columns of strip `strip`, at most kGramItemRows rows.
+struct GramItem {
+  int64_t strip;
+  int64_t row_begin;
+  int64_t row_end;
+};
+
+constexpr int64_t kGramItemRows = 192;
+
+// What a fast backend does for gram.cpp, which owns items and memory.
+struct GramTiles {
+  int64_t strip_columns;
+  int64_t rows;              // of a tile: items begin at multiples of it
+  int64_t bf16_step_tokens;  // tokens of bfloat16 in a step
+  // Lays out steps [begin, end).
+  void (*pack)(const GramArgs& args, const GramStrips& strips, int64_t begin, int64_t end);
+  // Adds the part of an item that lies on or above the diagonal.
+  void (*add)(const GramArgs& args, const GramStrips& strips, const GramItem& item);
+};
+
+extern const GramTiles kGramTilesAvx2;
+extern const GramTiles kGramTilesAvx512;
+
+void gram_ref(const GramArgs& args);
 
 }  // namespace qcore::kernels
