@@ -13,6 +13,7 @@
 #include "kernels/compare_logits/compare_logits.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gram/gram.h"
+#include "model/kv_cache.h"
 
 namespace qcore::bind {
 namespace {
@@ -28,67 +29,81 @@ py::array_t<double> gram(const py::array& x, double factor) {
   return out;
 }
 
-// Rows of q and of k that belong to each sequence, as pointers into the stacked matrices.
-std::vector<kernels::AttentionSequence> cut_sequences(const MatrixView<const float>& q,
-                                                      const MatrixView<const float>& k,
-                                                      const MatrixView<const float>& v,
-                                                      const MatrixView<float>& out,
-                                                      const std::vector<int64_t>& n_queries,
-                                                      const std::vector<int64_t>& n_keys) {
-  if (n_queries.size() != n_keys.size()) {
-    throw ArgumentError(message("n_queries names ", n_queries.size(), " sequences and n_keys ",
-                                n_keys.size(), ". They must be as many."));
-  }
-  std::vector<kernels::AttentionSequence> sequences;
-  int64_t query = 0;
-  int64_t key = 0;
-  for (size_t s = 0; s < n_queries.size(); ++s) {
-    if (n_queries[s] < 0 || n_keys[s] < 0 || n_queries[s] > q.rows - query ||
-        n_keys[s] > k.rows - key) {
-      throw ArgumentError("n_queries or n_keys add up to more rows than q or k has.");
+// Keys and values of stacked sequences in pages, and the sequences of q that read them.
+class StackedSequences {
+ public:
+  StackedSequences(const kernels::AttentionKeys& keys, const MatrixView<const float>& q,
+                   const MatrixView<const float>& k, const MatrixView<const float>& v,
+                   const MatrixView<float>& out, const std::vector<int64_t>& n_queries,
+                   const std::vector<int64_t>& n_keys) {
+    if (n_queries.size() != n_keys.size()) {
+      throw ArgumentError(message("n_queries names ", n_queries.size(), " sequences and n_keys ",
+                                  n_keys.size(), ". They must be as many."));
     }
-    sequences.push_back(
-        {q.row(query), k.row(key), v.row(key), out.row(query), n_queries[s], n_keys[s]});
-    query += n_queries[s];
-    key += n_keys[s];
+    int64_t query = 0;
+    int64_t key = 0;
+    for (size_t s = 0; s < n_queries.size(); ++s) {
+      if (n_queries[s] < 0 || n_keys[s] < 0 || n_queries[s] > q.rows - query ||
+          n_keys[s] > k.rows - key) {
+        throw ArgumentError("n_queries or n_keys add up to more rows than q or k has.");
+      }
+      caches_.emplace_back(1, k.columns);
+      caches_.back().keep_as(keys);
+      caches_.back().append(0, k.row(key), v.row(key), k.row_stride, n_keys[s]);
+      sequences_.push_back(
+          {q.row(query), caches_.back().pages(0), out.row(query), n_queries[s], n_keys[s]});
+      query += n_queries[s];
+      key += n_keys[s];
+    }
+    if (query != q.rows || key != k.rows) {
+      throw ArgumentError(message("n_queries and n_keys add up to ", query, " and ", key,
+                                  " rows; q has ", q.rows, " and k ", k.rows, "."));
+    }
   }
-  if (query != q.rows || key != k.rows) {
-    throw ArgumentError(message("n_queries and n_keys add up to ", query, " and ", key,
-                                " rows; q has ", q.rows, " and k ", k.rows, "."));
-  }
-  return sequences;
+
+  const kernels::AttentionSequence* data() const { return sequences_.data(); }
+  int64_t size() const { return static_cast<int64_t>(sequences_.size()); }
+
+ private:
+  std::vector<model::KvCache> caches_;
+  std::vector<kernels::AttentionSequence> sequences_;
+};
+
+Dtype key_dtype(const std::string& name) {
+  if (name == "float32") return Dtype::kFloat32;
+  if (name == "bfloat16") return Dtype::kBfloat16;
+  throw ArgumentError(message("keys is \"", name, "\". Use one of: float32, bfloat16."));
 }
 
 py::array_t<float> attention(const py::array& q, const py::array& k, const py::array& v,
                              const std::vector<int64_t>& n_queries,
                              const std::vector<int64_t>& n_keys, int64_t n_heads,
-                             int64_t n_kv_heads, float scale, float softcap, int64_t window) {
+                             int64_t n_kv_heads, float scale, float softcap, int64_t window,
+                             const std::string& keys) {
   const auto qs = as_matrix<float>(q, "q");
   const auto ks = as_matrix<float>(k, "k");
   const auto vs = as_matrix<float>(v, "v");
   if (n_heads < 1 || n_kv_heads < 1 || qs.columns % n_heads != 0) {
     throw ArgumentError(message("q has ", qs.columns, " columns for ", n_heads, " heads."));
   }
-  const int64_t head_dim = qs.columns / n_heads;
-  require_shape(k, "k", -1, n_kv_heads * head_dim);
-  require_shape(v, "v", ks.rows, n_kv_heads * head_dim);
+  kernels::AttentionArgs args;
+  args.keys = {key_dtype(keys), n_kv_heads, qs.columns / n_heads};
+  require_shape(k, "k", -1, n_kv_heads * args.keys.head_dim);
+  require_shape(v, "v", ks.rows, n_kv_heads * args.keys.head_dim);
   if (ks.rows > 1 && ks.row_stride != vs.row_stride) {
     throw DtypeError("k and v have different strides. Pass both C-contiguous.");
   }
   auto out = new_array<float>({qs.rows, qs.columns});
   const auto outs = matrix_view(out.mutable_data(), qs.rows, qs.columns);
-  const auto sequences = cut_sequences(qs, ks, vs, outs, n_queries, n_keys);
-  const kernels::AttentionArgs args{sequences.data(),
-                                    static_cast<int64_t>(sequences.size()),
-                                    n_heads,
-                                    n_kv_heads,
-                                    head_dim,
-                                    qs.row_stride,
-                                    ks.row_stride,
-                                    outs.row_stride,
-                                    scale,
-                                    softcap,
-                                    window};
+  const StackedSequences sequences(args.keys, qs, ks, vs, outs, n_queries, n_keys);
+  args.sequences = sequences.data();
+  args.n_sequences = sequences.size();
+  args.n_heads = n_heads;
+  args.q_stride = qs.row_stride;
+  args.out_stride = outs.row_stride;
+  args.scale = scale;
+  args.softcap = softcap;
+  args.window = window;
   const py::gil_scoped_release nogil;
   kernels::attention(args, active_backend());
   return out;
@@ -198,7 +213,7 @@ void bind_activations(py::module_& module) {
   module.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"),
              py::arg("n_queries"), py::arg("n_keys"), py::arg("n_heads"), py::arg("n_kv_heads"),
              py::arg("scale"), py::arg("softcap") = 0.0f, py::arg("window") = 0,
-             "Causal attention over sequences stacked row by row.");
+             py::arg("keys") = "float32", "Causal attention over sequences stacked row by row.");
   module.def("rms_norm", &rms_norm, py::arg("x"), py::arg("weight"), py::arg("eps"),
              "weight · x / sqrt(mean(x²) + eps), row by row.");
   module.def("rotary", &rotary, py::arg("x"), py::arg("cos"), py::arg("sin"), py::arg("positions"),

@@ -19,6 +19,23 @@ struct Lanes32 : Simd {
   }
   static QCORE_INLINE Mask less(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
   static QCORE_INLINE F select(Mask mask, F yes, F no) { return _mm256_blendv_ps(no, yes, mask); }
+  static QCORE_INLINE float largest(F v) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
+  // Writes v as bfloat16 (half to even; NaN stays NaN); returns what it wrote.
+  static QCORE_INLINE F store_bf16(uint16_t* p, F v) {
+    const __m256i odd = both(shift_right(bits(v), 16), spread_word(1));
+    const __m256i up = add_words(bits(v), add_words(odd, spread_word(0x7fff)));
+    const F high = high_bf16(_mm256_castsi256_ps(up));
+    const F kept = select(_mm256_cmp_ps(v, v, _CMP_UNORD_Q), spread(__builtin_nanf("")), high);
+    const __m256i words = shift_right(bits(kept), 16);
+    const __m128i narrow =
+        _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow);
+    return kept;
+  }
   // v · 2^n, n whole, |n| <= 252; in two steps, because 2^n alone may leave the range.
   static QCORE_INLINE F scale(F v, F n) {
     const __m256i whole = _mm256_cvtps_epi32(n);

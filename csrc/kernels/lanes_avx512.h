@@ -21,6 +21,13 @@ struct Lanes32 : Simd {
   static QCORE_INLINE F select(Mask mask, F yes, F no) {
     return _mm512_mask_blend_ps(mask, no, yes);
   }
+  static QCORE_INLINE float largest(F v) { return _mm512_reduce_max_ps(v); }
+  // Writes v as bfloat16 (half to even, subnormal numbers as zero); returns what it wrote.
+  static QCORE_INLINE F store_bf16(uint16_t* p, F v) {
+    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(v);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
+  }
   // v · 2^n, n whole; rounds once, below the normal range too.
   static QCORE_INLINE F scale(F v, F n) { return _mm512_scalef_ps(v, n); }
 };

@@ -81,29 +81,19 @@ void rotate(const Pass& pass, MatrixView<float> qkv) {
                   pass.backend);
 }
 
-// The sequences' queries, keys and values; new keys and values go into the cache first.
+// The sequences' queries and keys; new keys and values go into the cache first.
 std::vector<kernels::AttentionSequence> sequences_of(const Pass& pass, MatrixView<float> qkv,
-                                                     MatrixView<float> out) {
+                                                     KvCache& cache, MatrixView<float> out) {
   const Widths widths = widths_of(pass.spec);
   std::vector<kernels::AttentionSequence> sequences;
   int64_t row = 0;
   for (int64_t s = 0; s < pass.args.n_sequences; ++s) {
     const int64_t n_new = pass.args.lengths[s];
-    kernels::AttentionSequence sequence;
-    sequence.q = qkv.row(row);
-    sequence.k = qkv.row(row) + widths.query;
-    sequence.v = qkv.row(row) + widths.query + widths.key;
-    sequence.out = out.row(row);
-    sequence.n_queries = n_new;
-    sequence.n_keys = n_new;
-    if (KvCache* cache = pass.args.cache; cache != nullptr) {
-      const auto new_rows = columns_of(qkv, widths.query, 2 * widths.key);
-      cache->append(s, read_only(rows_of(new_rows, row, row + n_new)));
-      sequence.k = cache->keys(s);
-      sequence.v = cache->values(s);
-      sequence.n_keys = cache->length(s);
+    const float* keys = qkv.row(row) + widths.query;
+    cache.append(s, keys, keys + widths.key, qkv.row_stride, n_new);
+    if (n_new > 0) {
+      sequences.push_back({qkv.row(row), cache.pages(s), out.row(row), n_new, cache.length(s)});
     }
-    if (n_new > 0) sequences.push_back(sequence);
     row += n_new;
   }
   return sequences;
@@ -111,15 +101,19 @@ std::vector<kernels::AttentionSequence> sequences_of(const Pass& pass, MatrixVie
 
 void attend(const Pass& pass, MatrixView<float> qkv, MatrixView<float> out) {
   const BlockSpec& spec = pass.spec;
-  const auto sequences = sequences_of(pass, qkv, out);
   kernels::AttentionArgs args;
+  // Exact activations see exact keys; rounded ones see the keys that generation keeps, with or
+  // without a cache.
+  const bool exact = pass.args.activations == Activations::kFloat32;
+  args.keys = {exact ? Dtype::kFloat32 : Dtype::kBfloat16, spec.n_kv_heads, spec.head_dim};
+  KvCache own(pass.args.n_sequences, widths_of(spec).key);
+  KvCache& cache = pass.args.cache == nullptr ? own : *pass.args.cache;
+  cache.keep_as(args.keys);
+  const auto sequences = sequences_of(pass, qkv, cache, out);
   args.sequences = sequences.data();
   args.n_sequences = static_cast<int64_t>(sequences.size());
   args.n_heads = spec.n_heads;
-  args.n_kv_heads = spec.n_kv_heads;
-  args.head_dim = spec.head_dim;
   args.q_stride = qkv.row_stride;
-  args.kv_stride = pass.args.cache == nullptr ? qkv.row_stride : pass.args.cache->row_stride();
   args.out_stride = out.row_stride;
   args.scale = spec.attention_scale;
   args.softcap = spec.attention_softcap;

@@ -1,78 +1,31 @@
-// One item of attention over the lanes of one instruction set (blocks of keys with a running
-// maximum: Dao et al. 2022, arXiv 2205.14135). Included after lanes_exp.h.
+// The sums of attention over the lanes of one instruction set (blocks of keys with a running
+// maximum: Dao et al. 2022, arXiv 2205.14135). Included after lanes_exp.h and tile_product.h.
 //
-// Rows (queries x heads of a group) lie along the lanes: scores are kept as (keys, rows), sums as
-// (head_dim, rows). So keys and values are read where they lie, one element spread over the lanes
-// at a time, and the softmax needs no operation across lanes.
+// Rows are queries x heads of a group. Scores (rows, keys of a page) and sums (rows, head_dim) are
+// products of tile_product.h, whose bits do not depend on the rows beside; the softmax between them
+// works along a row.
 #pragma once
 
 #include "kernels/attention/attention_backends.h"
 
 namespace {
 
+using qcore::Dtype;
+using qcore::kernels::attention_head_words;
+using qcore::kernels::attention_key_steps;
+using qcore::kernels::attention_key_words;
+using qcore::kernels::attention_value_steps;
+using qcore::kernels::attention_width;
 using qcore::kernels::AttentionArgs;
 using qcore::kernels::AttentionItem;
-using qcore::kernels::kAttentionMaxHeadDim;
+using qcore::kernels::AttentionSums;
+using qcore::kernels::kAttentionPage;
 using qcore::kernels::kAttentionRows;
 
-// Keys whose scores are held at a time: 64 keys x 64 rows are 16 KiB, half of the first-level
-// cache.
-constexpr int64_t kKeyBlock = 64;
-// Rows of `a` that a tile takes: 4 x 4 vectors of sums leave registers for operands on AVX-512,
-// 4 x 2 on AVX2, and are enough to hide the latency of a multiply-add.
-constexpr int kTileHeight = 4;
+constexpr int kVectorsPerPage = static_cast<int>(kAttentionPage) / Lanes32::kLanes;
 // Below every score and still a number: the running maximum before the first key. (-infinity would
 // give infinity - infinity.)
 constexpr float kNoScore = -1e30f;
-
-// c (kHeight, W) = c · decay + a · b: a(i, s) = a[i * a_row + s * a_step], b (steps, W), W =
-// kVectors · lanes. decay (W,) multiplies what c held; null for c = a · b.
-template <int kHeight, int kVectors>
-void multiply_tile(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t steps,
-                   const float* decay, float* c) {
-  constexpr int kLanes = Lanes32::kLanes;
-  constexpr int kWidth = kVectors * kLanes;
-  Lanes32::F sum[kHeight][kVectors];
-#pragma GCC unroll 4
-  for (int i = 0; i < kHeight; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      sum[i][v] = decay == nullptr ? Lanes32::zero()
-                                   : Lanes32::load(c + i * kWidth + v * kLanes) *
-                                         Lanes32::load(decay + v * kLanes);
-    }
-  }
-  for (int64_t s = 0; s < steps; ++s) {
-    Lanes32::F right[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) right[v] = Lanes32::load(b + s * kWidth + v * kLanes);
-#pragma GCC unroll 4
-    for (int i = 0; i < kHeight; ++i) {
-      const Lanes32::F left = Lanes32::spread(a[i * a_row + s * a_step]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[i][v] = Lanes32::fma(left, right[v], sum[i][v]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < kHeight; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) Lanes32::store(c + i * kWidth + v * kLanes, sum[i][v]);
-  }
-}
-
-template <int kVectors>
-void multiply(const float* a, int64_t a_row, int64_t a_step, int64_t height, const float* b,
-              int64_t steps, const float* decay, float* c) {
-  constexpr int kWidth = kVectors * Lanes32::kLanes;
-  int64_t i = 0;
-  for (; i + kTileHeight <= height; i += kTileHeight) {
-    multiply_tile<kTileHeight, kVectors>(a + i * a_row, a_row, a_step, b, steps, decay,
-                                         c + i * kWidth);
-  }
-  for (; i < height; ++i) {
-    multiply_tile<1, kVectors>(a + i * a_row, a_row, a_step, b, steps, decay, c + i * kWidth);
-  }
-}
 
 // tanh, |error| <= 4 · 2^-24 · |tanh x|: an odd polynomial near 0 (Cephes, tanhf), else by e^2x.
 QCORE_INLINE Lanes32::F tanh32(Lanes32::F x) {
@@ -91,174 +44,215 @@ QCORE_INLINE Lanes32::F tanh32(Lanes32::F x) {
   return L::select(L::less(magnitude, L::spread(0.625f)), near_zero, with_sign);
 }
 
-// Up to W = kVectors · lanes rows of an item.
-template <int kVectors>
-struct RowBlock {
-  static constexpr int kLanes = Lanes32::kLanes;
-  static constexpr int kWidth = kVectors * kLanes;
+QCORE_INLINE float exp_of(float x) { return exp32(Lanes32::spread(x))[0]; }
 
+struct Rows {
   const AttentionArgs& args;
   const AttentionItem& item;
-  int64_t first_row;
-  int64_t rows;
+  int64_t count;
   int64_t group;
 
-  alignas(64) float q[kAttentionMaxHeadDim * kWidth];    // (head_dim, W), times args.scale
-  alignas(64) float out[kAttentionMaxHeadDim * kWidth];  // (head_dim, W)
-  alignas(64) float scores[kKeyBlock * kWidth];          // (keys, W)
-  alignas(64) float position[kWidth];                    // exact: fewer than 2^24 keys
-  alignas(64) float largest[kWidth];
-  alignas(64) float total[kWidth];
-  alignas(64) float decay[kWidth];
-
-  RowBlock(const AttentionArgs& call, const AttentionItem& work, int64_t row, int64_t count)
+  Rows(const AttentionArgs& call, const AttentionItem& work)
       : args(call),
         item(work),
-        first_row(row),
-        rows(count),
-        group(call.n_heads / call.n_kv_heads) {}
+        count(work.last_row - work.first_row),
+        group(call.n_heads / call.keys.n_kv_heads) {}
 
-  int64_t position_of(int64_t row) const {
-    return item.sequence->n_keys - item.sequence->n_queries + row / group;
+  int64_t position(int64_t r) const {
+    return item.sequence->n_keys - item.sequence->n_queries + (item.first_row + r) / group;
   }
-  int64_t head_offset(int64_t row) const {
-    return (item.kv_head * group + row % group) * args.head_dim;
-  }
-
-  void load_queries() {
-    for (int64_t r = 0; r < kWidth; r += kLanes) {
-      for (int64_t d = 0; d < args.head_dim; d += kLanes) {
-        Lanes32::F square[kLanes];
-        for (int i = 0; i < kLanes; ++i) {
-          const int64_t row = first_row + r + i;
-          square[i] = r + i < rows
-                          ? Lanes32::load_first(item.sequence->q + row / group * args.q_stride +
-                                                    head_offset(row) + d,
-                                                args.head_dim - d)
-                          : Lanes32::zero();
-        }
-        Lanes32::transpose(square);
-        const Lanes32::F scale = Lanes32::spread(args.scale);
-        for (int i = 0; i < kLanes; ++i) {
-          Lanes32::store(q + (d + i) * kWidth + r, square[i] * scale);
-          Lanes32::store(out + (d + i) * kWidth + r, Lanes32::zero());
-        }
-      }
-    }
-    for (int64_t r = 0; r < kWidth; ++r) {
-      // Rows that do not exist see what the last one sees.
-      position[r] = static_cast<float>(position_of(first_row + (r < rows ? r : rows - 1)));
-      largest[r] = kNoScore;
-      total[r] = 0.0f;
-    }
-  }
-
-  void store_sums() const {
-    for (int64_t r = 0; r < rows; r += kLanes) {
-      const Lanes32::F sum = Lanes32::load(total + r);
-      for (int64_t d = 0; d < args.head_dim; d += kLanes) {
-        Lanes32::F square[kLanes];
-        for (int i = 0; i < kLanes; ++i)
-          square[i] = Lanes32::load(out + (d + i) * kWidth + r) / sum;
-        Lanes32::transpose(square);
-        for (int i = 0; i < kLanes && r + i < rows; ++i) {
-          const int64_t row = first_row + r + i;
-          Lanes32::store_first(
-              item.sequence->out + row / group * args.out_stride + head_offset(row) + d, square[i],
-              args.head_dim - d);
-        }
-      }
-    }
-  }
-
-  // Soft cap and mask; the scores of invisible keys become -infinity.
-  void finish_scores(int64_t key, int64_t keys, bool masked) {
-    const Lanes32::F nothing = Lanes32::spread(-__builtin_inff());
-    const float cap = args.softcap;
-    const float window = static_cast<float>(args.window > 0 ? args.window : int64_t{1} << 24);
-    for (int64_t j = 0; j < keys; ++j) {
-      const Lanes32::F at = Lanes32::spread(static_cast<float>(key + j));
-      for (int64_t r = 0; r < kWidth; r += kLanes) {
-        float* place = scores + j * kWidth + r;
-        Lanes32::F score = Lanes32::load(place);
-        if (cap > 0.0f) score = tanh32(score * Lanes32::spread(1.0f / cap)) * Lanes32::spread(cap);
-        if (masked) {
-          const Lanes32::F here = Lanes32::load(position + r);
-          score = Lanes32::select(Lanes32::less(here, at), nothing, score);
-          score = Lanes32::select(Lanes32::less(at, here - Lanes32::spread(window - 1.0f)), nothing,
-                                  score);
-        }
-        Lanes32::store(place, score);
-      }
-    }
-  }
-
-  // scores -> e^(scores - maximum); largest, total and decay brought up to date.
-  void softmax(int64_t keys) {
-    for (int64_t r = 0; r < kWidth; r += kLanes) {
-      const Lanes32::F before = Lanes32::load(largest + r);
-      Lanes32::F top = before;
-      for (int64_t j = 0; j < keys; ++j) {
-        top = Lanes32::max(Lanes32::load(scores + j * kWidth + r), top);
-      }
-      Lanes32::F sum = Lanes32::zero();
-      for (int64_t j = 0; j < keys; ++j) {
-        float* place = scores + j * kWidth + r;
-        const Lanes32::F p = exp32(Lanes32::load(place) - top);
-        Lanes32::store(place, p);
-        sum = sum + p;
-      }
-      const Lanes32::F shrink = exp32(before - top);
-      Lanes32::store(decay + r, shrink);
-      Lanes32::store(largest + r, top);
-      Lanes32::store(total + r, Lanes32::fma(Lanes32::load(total + r), shrink, sum));
-    }
-  }
-
-  void run() {
-    load_queries();
-    const int64_t lowest = position_of(first_row);
-    const int64_t highest = position_of(first_row + rows - 1);
-    const bool windowed = args.window > 0;
-    // Blocks begin at multiples of kKeyBlock, so a row's sums do not depend on the rows beside it.
-    const int64_t first = windowed && lowest >= args.window ? lowest - args.window + 1 : 0;
-    const int64_t begin = first / kKeyBlock * kKeyBlock;
-    const float* k = item.sequence->k + item.kv_head * args.head_dim;
-    const float* v = item.sequence->v + item.kv_head * args.head_dim;
-    for (int64_t key = begin; key <= highest; key += kKeyBlock) {
-      const int64_t keys = highest + 1 - key < kKeyBlock ? highest + 1 - key : kKeyBlock;
-      multiply<kVectors>(k + key * args.kv_stride, args.kv_stride, 1, keys, q, args.head_dim,
-                         nullptr, scores);
-      const bool masked = key + keys - 1 > lowest || (windowed && key <= highest - args.window);
-      if (masked || args.softcap > 0.0f) finish_scores(key, keys, masked);
-      softmax(keys);
-      multiply<kVectors>(v + key * args.kv_stride, 1, args.kv_stride, args.head_dim, scores, keys,
-                         decay, out);
-    }
-    store_sums();
+  // Where row r lies in q or out, `stride` elements between positions.
+  int64_t offset(int64_t r, int64_t stride) const {
+    const int64_t row = item.first_row + r;
+    return row / group * stride + (item.kv_head * group + row % group) * args.keys.head_dim;
   }
 };
 
-template <int kVectors>
-void run_rows(const AttentionArgs& args, const AttentionItem& item, int64_t row) {
-  constexpr int64_t kWidth = RowBlock<kVectors>::kWidth;
-  const int64_t left = item.last_row - row;
-  RowBlock<kVectors> block(args, item, row, left < kWidth ? left : kWidth);
-  block.run();
+// What changes with the dtype of the keys: how rows are kept for a product, and the product.
+struct FloatRows {
+  using Word = float;
+  static constexpr int64_t kWordFloats = 1;
+  static void multiply(const TileArgs& tile) { tile_product<FloatStep>(tile); }
+  static QCORE_INLINE Lanes32::F keep(float* row, int64_t at, Lanes32::F v) {
+    Lanes32::store(row + at, v);
+    return v;
+  }
+};
+
+struct Bf16Rows {
+  static constexpr int64_t kWordFloats = 2;
+  static void multiply(const TileArgs& tile) { tile_product<PairStep<false>>(tile); }
+  // Returns the value as it was kept.
+  static QCORE_INLINE Lanes32::F keep(float* row, int64_t at, Lanes32::F v) {
+    return Lanes32::store_bf16(reinterpret_cast<uint16_t*>(row) + at, v);
+  }
+};
+
+// Workspace of one call: see attention_space_floats.
+struct Space {
+  float* q;       // (rows, key steps) words: q · scale
+  float* scores;  // (rows, kAttentionPage)
+  float* p;       // (rows, value steps) words: e^(score - largest)
+  float* totals;  // (rows, lanes)
+
+  Space(const AttentionArgs& args, float* memory)
+      : q(memory),
+        scores(q + kAttentionRows * (args.keys.head_dim + 1)),
+        p(scores + kAttentionRows * kAttentionPage),
+        totals(p + kAttentionRows * kAttentionPage) {}
+};
+
+template <class Kept>
+void load_queries(const Rows& rows, float* q) {
+  const AttentionArgs& args = rows.args;
+  const Lanes32::F scale = Lanes32::spread(args.scale);
+  const int64_t steps = attention_key_steps(args.keys);
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const float* from = rows.item.sequence->q + rows.offset(r, args.q_stride);
+    alignas(64) float padded[Lanes32::kLanes];
+    for (int64_t d = 0; d < args.keys.head_dim; d += Lanes32::kLanes) {
+      const int64_t left = args.keys.head_dim - d;
+      const Lanes32::F scaled = Lanes32::load_first(from + d, left) * scale;
+      float* to = q + r * steps + d / Kept::kWordFloats;
+      if (left >= Lanes32::kLanes) {
+        Kept::keep(to, 0, scaled);
+      } else {
+        Kept::keep(padded, 0, scaled);
+        const int64_t words = (left + Kept::kWordFloats - 1) / Kept::kWordFloats;
+        std::memcpy(to, padded, static_cast<size_t>(words) * sizeof(float));
+      }
+    }
+  }
 }
 
-// The widest blocks the registers allow, then one that just holds what is left.
-void run_item(const AttentionArgs& args, const AttentionItem& item) {
-  constexpr int kWidest = Lanes32::kLanes == 16 ? 4 : 2;
-  int64_t row = item.first_row;
-  for (; item.last_row - row > kWidest / 2 * Lanes32::kLanes; row += kWidest * Lanes32::kLanes) {
-    run_rows<kWidest>(args, item, row);
+// Scores of one row and page -> kept e^(score - largest); largest, totals and out brought up to
+// date. Keys [first, last) of the page are seen.
+template <class Kept>
+QCORE_INLINE void softmax_row(const AttentionArgs& args, int64_t first, int64_t last, float* scores,
+                              float* p, float* largest, float* totals, float* out) {
+  for (int64_t j = 0; j < first; ++j) scores[j] = -__builtin_inff();
+  for (int64_t j = last; j < kAttentionPage; ++j) scores[j] = -__builtin_inff();
+  Lanes32::F score[kVectorsPerPage];
+  Lanes32::F top = Lanes32::spread(kNoScore);
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectorsPerPage; ++v) {
+    score[v] = Lanes32::load(scores + v * Lanes32::kLanes);
+    if (args.softcap > 0.0f) {
+      const Lanes32::F cap = Lanes32::spread(args.softcap);
+      // -infinity stays what it is.
+      const Lanes32::F capped = tanh32(score[v] * Lanes32::spread(1.0f / args.softcap)) * cap;
+      score[v] =
+          Lanes32::select(Lanes32::less(score[v], Lanes32::spread(-1e38f)), score[v], capped);
+    }
+    top = Lanes32::max(score[v], top);
   }
-  if (row >= item.last_row) return;
-  if (item.last_row - row > Lanes32::kLanes) {
-    run_rows<2>(args, item, row);
-  } else {
-    run_rows<1>(args, item, row);
+  const float before = *largest;
+  const float now = Lanes32::largest(top) > before ? Lanes32::largest(top) : before;
+  Lanes32::F total = Lanes32::load(totals);
+  if (now != before) {
+    const float shrink = exp_of(before - now);
+    total = total * Lanes32::spread(shrink);
+    for (int64_t d = 0; d < attention_width(args.keys); d += Lanes32::kLanes) {
+      Lanes32::store(out + d, Lanes32::load(out + d) * Lanes32::spread(shrink));
+    }
+    *largest = now;
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectorsPerPage; ++v) {
+    total = total + Kept::keep(p, v * Lanes32::kLanes, exp32(score[v] - Lanes32::spread(now)));
+  }
+  Lanes32::store(totals, total);
+}
+
+template <class Kept>
+void add_pages_of(const AttentionArgs& args, const AttentionItem& item, int64_t first_page,
+                  int64_t last_page, const AttentionSums& sums, float* memory) {
+  const Rows rows(args, item);
+  const Space space(args, memory);
+  const int64_t width = attention_width(args.keys);
+  load_queries<Kept>(rows, space.q);
+  for (int64_t r = 0; r < rows.count; ++r) sums.largest[r] = kNoScore;
+  for (int64_t i = 0; i < rows.count * width; ++i) sums.out[i] = 0.0f;
+  for (int64_t i = 0; i < rows.count * Lanes32::kLanes; ++i) space.totals[i] = 0.0f;
+
+  TileArgs score;
+  score.x = reinterpret_cast<const uint8_t*>(space.q);
+  score.rows = rows.count;
+  score.steps = attention_key_steps(args.keys);
+  score.x_stride_bytes = 4 * score.steps;
+  score.strip_stride = score.steps * kStripWidth;
+  score.outputs = kAttentionPage;
+  score.y = space.scores;
+  score.y_stride = kAttentionPage;
+  TileArgs sum;
+  sum.x = reinterpret_cast<const uint8_t*>(space.p);
+  sum.rows = rows.count;
+  sum.steps = attention_value_steps(args.keys);
+  sum.x_stride_bytes = 4 * sum.steps;
+  sum.strip_stride = sum.steps * kStripWidth;
+  sum.outputs = width;
+  sum.y = sums.out;
+  sum.y_stride = width;
+  sum.resume = true;
+  for (int64_t page = first_page; page < last_page; ++page) {
+    const int64_t key = page * kAttentionPage;
+    score.panel = reinterpret_cast<const uint32_t*>(item.sequence->pages[page]) +
+                  item.kv_head * attention_head_words(args.keys);
+    sum.panel = score.panel + attention_key_words(args.keys);
+    Kept::multiply(score);
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const int64_t end = rows.position(r) + 1 - key;
+      const int64_t begin = args.window > 0 ? end - args.window : 0;
+      const int64_t last = end < 0 ? 0 : end < kAttentionPage ? end : kAttentionPage;
+      softmax_row<Kept>(args,
+                        begin < 0      ? 0
+                        : begin < last ? begin
+                                       : last,
+                        last, space.scores + r * kAttentionPage, space.p + r * sum.steps,
+                        sums.largest + r, space.totals + r * Lanes32::kLanes, sums.out + r * width);
+    }
+    Kept::multiply(sum);
+  }
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const float* lanes = space.totals + r * Lanes32::kLanes;
+    sums.total[r] = 0.0f;
+    for (int i = 0; i < Lanes32::kLanes; ++i) sums.total[r] += lanes[i];
+  }
+}
+
+void add_pages(const AttentionArgs& args, const AttentionItem& item, int64_t first_page,
+               int64_t last_page, const AttentionSums& sums, float* space) {
+  args.keys.dtype == Dtype::kBfloat16
+      ? add_pages_of<Bf16Rows>(args, item, first_page, last_page, sums, space)
+      : add_pages_of<FloatRows>(args, item, first_page, last_page, sums, space);
+}
+
+void join(const AttentionArgs& args, const AttentionItem& item, const AttentionSums& more,
+          const AttentionSums& sums) {
+  const int64_t width = attention_width(args.keys);
+  for (int64_t r = 0; r < item.last_row - item.first_row; ++r) {
+    const float before = sums.largest[r];
+    const float now = more.largest[r] > before ? more.largest[r] : before;
+    const float shrink = exp_of(before - now);
+    const float shrink_more = exp_of(more.largest[r] - now);
+    sums.largest[r] = now;
+    sums.total[r] = sums.total[r] * shrink + more.total[r] * shrink_more;
+    for (int64_t d = r * width; d < (r + 1) * width; d += Lanes32::kLanes) {
+      const Lanes32::F scaled = Lanes32::load(more.out + d) * Lanes32::spread(shrink_more);
+      Lanes32::store(sums.out + d, Lanes32::load(sums.out + d) * Lanes32::spread(shrink) + scaled);
+    }
+  }
+}
+
+void store(const AttentionArgs& args, const AttentionItem& item, const AttentionSums& sums) {
+  const Rows rows(args, item);
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const Lanes32::F total = Lanes32::spread(sums.total[r]);
+    float* out = item.sequence->out + rows.offset(r, args.out_stride);
+    for (int64_t d = 0; d < args.keys.head_dim; d += Lanes32::kLanes) {
+      const Lanes32::F sum = Lanes32::load(sums.out + r * attention_width(args.keys) + d);
+      Lanes32::store_first(out + d, sum / total, args.keys.head_dim - d);
+    }
   }
 }
 

@@ -135,7 +135,7 @@ class Block:
         )
 
     def new_cache(self, n_sequences: int = 1) -> _core.KvCache:
-        """An empty cache of keys and values for this block."""
+        """An empty cache of keys and values for this block, float32 or bfloat16 as its activations."""
         return _core.KvCache(n_sequences, self.plan.n_kv_heads * self.plan.head_dim)
 
     def _built(self) -> _core.DecoderBlock:

@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "base/backend.h"
 #include "base/error.h"
 #include "check.h"
+#include "kernels/blocks.h"
 #include "kernels/numbers.h"
 
 using namespace qcore;
@@ -19,32 +21,54 @@ struct Case {
   int64_t n_queries, n_keys, heads, kv_heads, dim;
   float softcap = 0.0f;
   int64_t window = 0;
+  Dtype dtype = Dtype::kFloat32;  // of keys and values
 };
 
 constexpr float kScale = 0.25f;
+
+std::vector<float> rounded(std::vector<float> values, Dtype dtype) {
+  if (dtype == Dtype::kBfloat16) {
+    for (float& value : values) value = to_float(to_bf16(value));
+  }
+  return values;
+}
 
 struct Inputs {
   explicit Inputs(const Case& c) {
     test::Numbers numbers;
     q = numbers.vector(c.n_queries * c.heads * c.dim, 3.0f);
-    k = numbers.vector(c.n_keys * c.kv_heads * c.dim);
-    v = numbers.vector(c.n_keys * c.kv_heads * c.dim);
+    k = rounded(numbers.vector(c.n_keys * c.kv_heads * c.dim), c.dtype);
+    v = rounded(numbers.vector(c.n_keys * c.kv_heads * c.dim), c.dtype);
   }
   std::vector<float> q, k, v;
 };
 
 std::vector<float> run(const Case& c, const Inputs& in, Backend backend) {
   std::vector<float> out(in.q.size(), NAN);
-  const AttentionSequence sequence{in.q.data(), in.k.data(), in.v.data(),
-                                   out.data(),  c.n_queries, c.n_keys};
   AttentionArgs args;
+  args.keys = {c.dtype, c.kv_heads, c.dim};
+  std::vector<kernels::AlignedBuffer> memory;
+  std::vector<uint8_t*> pages;
+  const int64_t page_bytes = kernels::attention_page_bytes(args.keys);
+  for (int64_t key = 0; key < c.n_keys; key += kernels::kAttentionPage) {
+    memory.emplace_back(page_bytes);
+    pages.push_back(memory.back().as<uint8_t>());
+    std::memset(pages.back(), 0, static_cast<size_t>(page_bytes));
+  }
+  // In two parts, as a cache does.
+  const int64_t stride = c.kv_heads * c.dim;
+  const int64_t cut = c.n_keys / 3;
+  kernels::store_keys_and_values(args.keys, {in.k.data(), in.v.data(), stride, 0, cut},
+                                 pages.data());
+  kernels::store_keys_and_values(
+      args.keys,
+      {in.k.data() + cut * stride, in.v.data() + cut * stride, stride, cut, c.n_keys - cut},
+      pages.data());
+  const AttentionSequence sequence{in.q.data(), pages.data(), out.data(), c.n_queries, c.n_keys};
   args.sequences = &sequence;
   args.n_sequences = 1;
   args.n_heads = c.heads;
-  args.n_kv_heads = c.kv_heads;
-  args.head_dim = c.dim;
   args.q_stride = args.out_stride = c.heads * c.dim;
-  args.kv_stride = c.kv_heads * c.dim;
   args.scale = kScale;
   args.softcap = c.softcap;
   args.window = c.window;
@@ -81,8 +105,9 @@ void check_row(const Case& c, const Inputs& in, int64_t query, int64_t head, con
   }
   const double S = size * static_cast<double>(kScale);
   const double bound = 2 * 0x1p-24 *
-                       (static_cast<double>(c.dim + 5) * S + 8.0 + static_cast<double>(c.n_keys) +
-                        8.0 * static_cast<double>(c.softcap));
+                           (static_cast<double>(c.dim + 5) * S + 8.0 +
+                            static_cast<double>(c.n_keys) + 8.0 * static_cast<double>(c.softcap)) +
+                       (c.dtype == Dtype::kBfloat16 ? 0x1p-7 * (S + 1.0) : 0.0);
   for (int64_t d = 0; d < c.dim; ++d) {
     CHECK_NEAR(out[d], sums[static_cast<size_t>(d)] / total, bound);
   }
@@ -108,6 +133,11 @@ int main() {
     is_within_its_bound({70, 70, 2, 1, 8, 2.0f}, backend);
     is_within_its_bound({70, 90, 2, 2, 5, 0.0f, 33}, backend);
     is_within_its_bound({0, 3, 2, 2, 4}, backend);
+    is_within_its_bound({2, 2100, 3, 1, 20}, backend);
+    for (const int64_t dim : {1, 16, 17, 64, 65}) {
+      is_within_its_bound({7, 131, 4, 2, dim, 0.0f, 0, Dtype::kBfloat16}, backend);
+    }
+    is_within_its_bound({70, 90, 2, 2, 5, 3.0f, 33, Dtype::kBfloat16}, backend);
     CHECK_THROWS(run({1, 1, 3, 2, 4}, Inputs({1, 1, 3, 3, 4}), backend), ArgumentError);
     CHECK_THROWS(run({2, 1, 1, 1, 4}, Inputs({2, 2, 1, 1, 4}), backend), ArgumentError);
   }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 from backends import backends_of, forced_backend, forced_threads
@@ -22,6 +23,7 @@ class Case:
     softcap: float = 0.0
     window: int = 0
     scale: float = 0.3
+    keys: str = "float32"
 
     @property
     def n_queries(self) -> list[int]:
@@ -44,13 +46,20 @@ CASES = [
     Case(((9, 9),), (2, 1, 1)),
     Case(((4, 70),), (2, 2, 512), scale=0.04),
     Case((), (2, 1, 4)),
+    # More keys than one part of the sums takes (1,024).
+    Case(((1, 1030), (3, 2049)), (4, 2, 16)),
+    Case(((70, 1100),), (2, 1, 16), window=1030),
 ]
+CASES += [replace(case, keys="bfloat16") for case in CASES]
+KEYS = ["float32", "bfloat16"]
 
 
 def random_inputs(case: Case, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     heads, kv_heads, dim = case.heads
     q = 2 * rng.standard_normal((sum(case.n_queries), heads * dim), dtype=np.float32)
     k, v = rng.standard_normal((2, sum(case.n_keys), kv_heads * dim), dtype=np.float32)
+    if case.keys == "bfloat16":  # so that the oracle sees what the kernel keeps
+        k, v = (a.astype(ml_dtypes.bfloat16).astype(np.float32) for a in (k, v))
     return q, k, v
 
 
@@ -59,7 +68,7 @@ def run(backend: str, case: Case, q, k, v) -> np.ndarray:
         assert _core.kernel_backend("attention") == backend
         return _core.attention(
             q, k, v, case.n_queries, case.n_keys, *case.heads[:2], case.scale, case.softcap,
-            case.window,
+            case.window, case.keys,
         )  # fmt: skip
 
 
@@ -90,7 +99,8 @@ def oracle(case: Case, q, k, v) -> tuple[np.ndarray, np.ndarray]:
             size = np.linalg.norm(k[columns], axis=1).max() * case.scale
             S = np.linalg.norm(q[rows], axis=1) * size
             terms = (dim + 3) * S + 2 * S + 8 + seen.sum(axis=1) + 8 * case.softcap
-            limit[rows] = (2 * 2.0**-24 * terms * np.abs(v[columns]).max())[:, None]
+            error = 2 * 2.0**-24 * terms + (2.0**-7 * (S + 1) if case.keys == "bfloat16" else 0)
+            limit[rows] = (error * np.abs(v[columns]).max())[:, None]
         query, key = query + n_queries, key + n_keys
     return out, limit
 
@@ -121,16 +131,17 @@ def test_scores_beyond_the_range_of_exp_leave_one_key(backend):
     assert np.array_equal(run(backend, case, q, k, v), [[10.0], [20.0], [10.0]])
 
 
+@pytest.mark.parametrize("keys", KEYS)
 @pytest.mark.parametrize("window", [0, 1, 50, 64, 100])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_query_does_not_depend_on_the_others(backend, window, rng):
+def test_a_query_does_not_depend_on_the_others(backend, window, keys, rng):
     """A prompt in pieces, or token by token with a cache, gives the bytes of one call."""
-    whole = Case(((150, 150), (20, 20)), (6, 2, 24), window=window)
+    whole = Case(((150, 150), (20, 20)), (6, 2, 24), window=window, keys=keys)
     q, k, v = random_inputs(whole, rng)
     expected = run(backend, whole, q, k, v)
     begin = 0
     for end in (1, 2, 70, 71, 135, 150):
-        part = Case(((end - begin, end),), whole.heads, window=window)
+        part = Case(((end - begin, end),), whole.heads, window=window, keys=keys)
         out = run(backend, part, q[begin:end], k[:end], v[:end])
         assert out.tobytes() == expected[begin:end].tobytes(), (begin, end)
         begin = end
@@ -157,21 +168,35 @@ def test_strided_and_misaligned_rows_change_nothing(backend, rng):
     assert np.array_equal(out, run(backend, case, q, k, v))
 
 
+@pytest.mark.parametrize("keys", KEYS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_threads_do_not_change_a_byte(backend, rng):
-    case = Case(((90, 90), (7, 20), (64, 64)), (6, 3, 32))
-    inputs = random_inputs(case, rng)
-    results = []
-    for threads in (1, 2, 4):
-        with forced_threads(threads):
-            results.append(run(backend, case, *inputs).tobytes())
-    assert results[0] == results[1] == results[2]
+def test_threads_do_not_change_a_byte(backend, keys, rng):
+    """Threads share the keys of the second case's sequence, unless there is one alone."""
+    for sequences in (((90, 90), (7, 20), (64, 64)), ((2, 3000),)):
+        case = Case(sequences, (6, 3, 32), keys=keys)
+        inputs = random_inputs(case, rng)
+        results = []
+        for threads in (1, 2, 4):
+            with forced_threads(threads):
+                results.append(run(backend, case, *inputs).tobytes())
+        assert results[0] == results[1] == results[2]
 
 
-def call(rows=2, heads=(2, 1), n_queries=(2,), n_keys=(2,), head_dim=4):
+@pytest.mark.parametrize("keys", KEYS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_query_over_many_keys_gives_the_bytes_of_its_prompt(backend, keys, rng):
+    case = Case(((300, 2200),), (4, 1, 16), keys=keys)
+    q, k, v = random_inputs(case, rng)
+    last = replace(case, sequences=((1, 2200),))
+    with forced_threads(4):
+        one = run(backend, last, q[-1:], k, v)
+    assert one.tobytes() == run(backend, case, q, k, v)[-1:].tobytes()
+
+
+def call(rows=2, heads=(2, 1), n_queries=(2,), n_keys=(2,), head_dim=4, keys="float32"):
     q = np.zeros((rows, heads[0] * head_dim), np.float32)
     kv = np.zeros((rows, heads[1] * head_dim), np.float32)
-    return _core.attention(q, kv, kv, list(n_queries), list(n_keys), *heads, 1.0)
+    return _core.attention(q, kv, kv, list(n_queries), list(n_keys), *heads, 1.0, keys=keys)
 
 
 def test_rejects_what_does_not_fit():
@@ -185,3 +210,5 @@ def test_rejects_what_does_not_fit():
         call(n_keys=(3,))
     with pytest.raises(ValueError, match=r"head_dim is 513\. It must be 1 to 512"):
         call(head_dim=513)
+    with pytest.raises(ValueError, match='keys is "float16"'):
+        call(keys="float16")

@@ -220,6 +220,31 @@ def test_misspelled_choices_are_refused(rng):
         block.forward(hidden, LENGTHS, cache=block.new_cache(2))
 
 
+@pytest.mark.parametrize("activations", ["float32", "bfloat16"])
+def test_a_cache_gives_the_bytes_of_one_pass(rng, activations):
+    block = random_block(rng)
+    hidden = random_hidden(rng, (150, 90))
+    expected = block.forward(hidden, (150, 90), activations=activations)
+    cache = block.new_cache(2)
+    parts = [(100, 90), (49, 0), (1, 0)]
+    done = np.array([0, 150])
+    for lengths in parts:
+        rows = np.concatenate([np.arange(d, d + n) for d, n in zip(done, lengths, strict=True)])
+        found = block.forward(hidden[rows], lengths, activations=activations, cache=cache)
+        assert found.tobytes() == expected[rows].tobytes()
+        done += lengths
+    assert cache.lengths == [150, 90]
+
+
+def test_a_cache_holds_one_kind_of_keys(rng):
+    block, hidden = random_block(rng), random_hidden(rng, (3,))
+    cache = block.new_cache()
+    block.forward(hidden, (3,), activations="bfloat16", cache=cache)
+    block.forward(hidden, (3,), activations="int8", cache=cache)
+    with pytest.raises(ArgumentError, match="one kind of activations for the life of a cache"):
+        block.forward(hidden, (3,), activations="float32", cache=cache)
+
+
 def test_no_tokens_give_no_rows(rng):
     hidden = np.zeros((0, 32), np.float32)
     shapes = []
