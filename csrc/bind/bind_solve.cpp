@@ -98,36 +98,33 @@ solve::ScaleRule parse_scales(const std::string& name) {
 }
 
 FactorPointer factor_hessian(const py::array& hessian, int64_t group_size, double damp_ratio,
-                             const std::string& order, int64_t block_size) {
+                             const std::string& order) {
   const double* h = as_contiguous<double>(hessian, "hessian", -1, -1);
   require_shape(hessian, "hessian", hessian.shape(0), hessian.shape(0));
   solve::GptqOptions options;
   options.damp_ratio = damp_ratio;
   options.order = parse_order(order);
-  options.block_size = block_size;
   const int64_t in_features = hessian.shape(0);
   const py::gil_scoped_release nogil;
   return std::make_shared<solve::Factor>(
       solve::factor_hessian(h, in_features, group_size, options));
 }
 
-// R in visiting order, without the padding of its rows.
+// R in visiting order, in rows.
 py::array_t<float> factor_r(const solve::Factor& self) {
-  const auto size = static_cast<py::ssize_t>(self.failed ? 0 : self.in_features);
-  constexpr auto kItem = static_cast<py::ssize_t>(sizeof(float));
-  const py::array_t<float> view({size, size}, {self.r_stride * kItem, kItem}, self.r.data(),
-                                py::none());
-  return py::array_t<float>(view.attr("copy")());
+  const int64_t n = self.failed ? 0 : self.in_features;
+  auto r = new_array<float>({n, n});
+  if (n > 0) solve::copy_r(self, r.mutable_data());
+  return r;
 }
 
 py::tuple gptq(const py::array& weight, const FactorPointer& factor, int bits, int64_t group_size,
                bool symmetric, bool signed_scales, const std::string& scale_dtype,
-               const std::string& scales, int64_t block_size) {
+               const std::string& scales) {
   const QuantSpec spec = make_spec(bits, group_size, symmetric, signed_scales, scale_dtype);
   const float* w = as_contiguous<float>(weight, "weight", -1, factor->in_features);
   solve::GptqOptions options;
   options.scales = parse_scales(scales);
-  options.block_size = block_size;
   const int64_t n = weight.shape(0);
   solve::QuantizedWeight result;
   {
@@ -199,7 +196,7 @@ void bind_solve(py::module_& module) {
       .def_readonly("dead_columns", &solve::Factor::dead_columns)
       .def_property_readonly("r", &factor_r, "R in visiting order, float32.");
   module.def("factor_hessian", &factor_hessian, py::arg("hessian"), py::arg("group_size"),
-             py::arg("damp_ratio") = 0.03, py::arg("order") = "group", py::arg("block_size") = 128,
+             py::arg("damp_ratio") = 0.03, py::arg("order") = "group",
              "H + λI = R · Rᵀ in visiting order, climbing the ladder of damping.");
   const py::arg bits("bits");
   const py::arg group_size("group_size");
@@ -214,7 +211,7 @@ void bind_solve(py::module_& module) {
   module.def("rtn_clipped", &rtn_clipped, py::arg("weight"), py::arg("hessian"), bits, group_size,
              symmetric, signed_scales, scale_dtype, "Rounding with AWQ's clip search.");
   module.def("gptq", &gptq, py::arg("weight"), py::arg("factor"), bits, group_size, symmetric,
-             signed_scales, scale_dtype, py::arg("scales") = "search", py::arg("block_size") = 128,
+             signed_scales, scale_dtype, py::arg("scales") = "search",
              "GPTQ: (codes, scales, zeros).");
   module.def("search_awq_scales", &search_awq_scales, py::arg("weights"), py::arg("hessian"),
              py::arg("abs_mean"), py::arg("tie"), bits, group_size, symmetric, signed_scales,

@@ -42,6 +42,23 @@ struct Lanes32 : Simd {
     const __m256i half = _mm256_srai_epi32(whole, 1);
     return v * power_of_two(half) * power_of_two(_mm256_sub_epi32(whole, half));
   }
+  // To the nearest number of a 16-bit type, ties to even (base/half.h); v is no NaN.
+  static QCORE_INLINE F round_to_f16(F v) {
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static QCORE_INLINE F round_to_bf16(F v) {
+    const I word = bits(v);
+    const I last = both(shift_right(word, 16), spread_word(1));
+    const I rounded = _mm256_add_epi32(word, _mm256_add_epi32(last, spread_word(0x7fff)));
+    return _mm256_castsi256_ps(both(rounded, spread_word(static_cast<int32_t>(0xffff0000u))));
+  }
+  // Whole numbers 0 … 255 as bytes.
+  static QCORE_INLINE void store_codes(uint8_t* to, F v) {
+    const __m256i words = _mm256_cvtps_epi32(v);
+    const __m128i halves =
+        _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(halves, halves));
+  }
   static QCORE_INLINE F power_of_two(__m256i n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
   }

@@ -30,6 +30,20 @@ struct Lanes32 : Simd {
   }
   // v · 2^n, n whole; rounds once, below the normal range too.
   static QCORE_INLINE F scale(F v, F n) { return _mm512_scalef_ps(v, n); }
+  // To the nearest number of a 16-bit type, ties to even (base/half.h); v is no NaN.
+  static QCORE_INLINE F round_to_f16(F v) {
+    return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static QCORE_INLINE F round_to_bf16(F v) {
+    const I word = bits(v);
+    const I last = both(shift_right(word, 16), spread_word(1));
+    const I rounded = _mm512_add_epi32(word, _mm512_add_epi32(last, spread_word(0x7fff)));
+    return _mm512_castsi512_ps(both(rounded, spread_word(static_cast<int32_t>(0xffff0000u))));
+  }
+  // Whole numbers 0 … 255 as bytes.
+  static QCORE_INLINE void store_codes(uint8_t* to, F v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+  }
 };
 
 struct Lanes64 {

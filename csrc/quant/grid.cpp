@@ -1,6 +1,9 @@
 #include "quant/grid.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <limits>
 
 #include "base/error.h"
 #include "base/parallel.h"
@@ -55,17 +58,24 @@ void require_spec(const QuantSpec& spec, int64_t in_features, const char* where)
 
 void require_quantizable(const float* weight, int64_t rows, int64_t columns, const QuantSpec& spec,
                          const char* where) {
-  const float limit = spec.scale_dtype == Dtype::kFloat16 ? kLargestF16 : INFINITY;
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t column = 0; column < columns; ++column) {
-      const float size = std::fabs(weight[row * columns + column]);
-      if (size < limit || (size <= limit && std::isfinite(size))) continue;
-      if (!std::isfinite(size)) throw_not_finite(weight, rows, columns, where);
-      throw NumericalError(message(
-          "SCALE_OVERFLOW: ", where, ": weight is ", weight[row * columns + column], " at row ",
-          row, ", column ", column,
-          ", more than float16 holds (65504). Use scale_dtype \"bfloat16\" or \"float32\"."));
+  const bool f16 = spec.scale_dtype == Dtype::kFloat16;
+  const uint32_t limit = f16 ? bits_of(kLargestF16) : bits_of(INFINITY) - 1;
+  std::atomic<bool> fits{true};
+  parallel_blocks(rows, kRowsPerItem, [&](int64_t begin, int64_t end) {
+    uint32_t largest = 0;  // magnitudes are ordered as their bits are
+    for (int64_t i = begin * columns; i < end * columns; ++i) {
+      largest = std::max(largest, bits_of(weight[i]) & 0x7fffffffu);
     }
+    if (largest > limit) fits.store(false);
+  });
+  for (int64_t i = 0; !fits.load(); ++i) {
+    const float size = std::fabs(weight[i]);
+    if (size <= (f16 ? kLargestF16 : std::numeric_limits<float>::max())) continue;
+    if (!std::isfinite(size)) throw_not_finite(weight, rows, columns, where);
+    throw NumericalError(message("SCALE_OVERFLOW: ", where, ": weight is ", weight[i], " at row ",
+                                 i / columns, ", column ", i % columns,
+                                 ", more than float16 holds (65504). Use scale_dtype \"bfloat16\" "
+                                 "or \"float32\"."));
   }
 }
 

@@ -21,8 +21,8 @@ constexpr double kSmallestRatio = 1e-7;
 // What a float32 pivot must keep of the diagonal element it was reduced from: rounding leaves an
 // error of about √K · 2^-24 of that element in it.
 constexpr double kSmallestShare = 0x1p-12;
-constexpr int64_t kStripRows = kernels::kStripRows;
-constexpr int64_t kLine = 16;  // floats in a cache line
+using kernels::kPanelColumns;
+using kernels::kStripRows;
 
 // 0 · x is 0 unless x is NaN or infinite.
 bool all_finite(const double* values, int64_t count) {
@@ -112,27 +112,33 @@ void fill_damped(const Problem& problem, const Factor& factor, double damp, Stri
   });
 }
 
-// R_ij = U_{n-1-j, n-1-i}, in float32.
+// R_ij = U_{n-1-j, n-1-i}, in float32 panels.
 template <typename T>
 void store_factor(const Problem& problem, const StripMatrix<T>& u, Factor& factor) {
   const int64_t n = u.size();
-  factor.r_stride = (n + kLine - 1) / kLine * kLine;
-  if (factor.r_stride / kLine % 2 == 0) factor.r_stride += kLine;
-  factor.r.assign(static_cast<size_t>(n * factor.r_stride), 0.0f);
+  const int64_t g = factor.group_size;
+  const kernels::PanelLayout layout{g};
+  factor.r.resize(static_cast<size_t>(layout.panel(n / g, 0)));
   factor.column_weights.resize(static_cast<size_t>(n));
-  parallel_for(u.strips(), [&](int64_t s) {
+  parallel_for(n / g * layout.panels(), [&](int64_t item) {
     const DefaultFloatEnvironment environment;
-    const T* strip = u.strip(s);
-    for (int64_t lane = 0; lane < kStripRows; ++lane) {
-      const int64_t i = n - 1 - (s * kStripRows + lane);
-      if (i < 0) break;
-      float* r = factor.r.data() + i * factor.r_stride;
-      for (int64_t j = i; j < n; ++j) {
-        r[j] = static_cast<float>(strip[(n - 1 - j) * kStripRows + lane]);
+    const int64_t group = item / layout.panels();
+    const int64_t panel = item % layout.panels();
+    const int64_t begin = group * g + panel * kPanelColumns;
+    const int64_t end = std::min(begin + kPanelColumns, (group + 1) * g);
+    float* r = factor.r.data() + layout.panel(group, panel);
+    for (int64_t i = 0; i < end; ++i) {
+      const int64_t column = n - 1 - i;
+      const T* from = u.strip(column / kStripRows) + column % kStripRows;
+      for (int64_t j = std::max(i, begin); j < end; ++j) {
+        r[i * kPanelColumns + j - begin] = static_cast<float>(from[(n - 1 - j) * kStripRows]);
       }
-      const auto stored = static_cast<size_t>(factor.permutation[static_cast<size_t>(i)]);
+    }
+    for (int64_t j = begin; j < end; ++j) {
+      const float diagonal = r[j * kPanelColumns + j - begin];
+      const auto stored = static_cast<size_t>(factor.permutation[static_cast<size_t>(j)]);
       const bool dead = problem.diagonal[stored] == 0.0;
-      factor.column_weights[static_cast<size_t>(i)] = dead ? 0.0f : r[i] * r[i];
+      factor.column_weights[static_cast<size_t>(j)] = dead ? 0.0f : diagonal * diagonal;
     }
   });
 }
@@ -192,6 +198,16 @@ Factor factor_hessian(const double* hessian, int64_t in_features, int64_t group_
   }
 }
 
+void copy_r(const Factor& factor, float* out) {
+  const kernels::PanelLayout layout{factor.group_size};
+  const int64_t n = factor.in_features;
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      out[i * n + j] = j < i ? 0.0f : factor.r[static_cast<size_t>(layout.at(i, j))];
+    }
+  }
+}
+
 QuantizedWeight gptq(const float* weight, int64_t out_features, const Factor& factor,
                      const QuantSpec& spec, const GptqOptions& options) {
   if (factor.failed) {
@@ -201,14 +217,9 @@ QuantizedWeight gptq(const float* weight, int64_t out_features, const Factor& fa
     throw ArgumentError(message("gptq: the factor was made for group_size ", factor.group_size,
                                 ", not ", spec.group_size, "."));
   }
-  if (options.block_size < 1) {
-    throw ArgumentError(message("gptq: block_size is ", options.block_size, ", less than 1."));
-  }
   kernels::ColumnLoopArgs loop;
   loop.r = factor.r.data();
-  loop.r_stride = factor.r_stride;
   loop.column_weights = factor.column_weights.data();
-  loop.block_size = options.block_size;
   loop.rule = options.scales == ScaleRule::kSearch ? kernels::GridRule::kWeighted
                                                    : kernels::GridRule::kMinMax;
   return run_column_loop(weight, out_features, factor.in_features, factor.permutation, spec, loop,

@@ -29,7 +29,6 @@ struct GptqOptions {
   double damp_ratio = 0.03;
   ColumnOrder order = ColumnOrder::kGroup;
   ScaleRule scales = ScaleRule::kSearch;
-  int64_t block_size = 128;
 };
 
 // One Hessian prepared for any number of weights that share it (q, k, v; gate, up).
@@ -37,9 +36,9 @@ struct Factor {
   int64_t in_features = 0;
   int64_t group_size = 0;            // the order depends on it
   std::vector<int64_t> permutation;  // visiting order: permutation[i] = stored column visited i-th
-  int64_t r_stride = 0;              // elements between rows of r
-  // (K, K) upper, in visiting order, of the Hessian times a power of two that brings its mean
-  // diagonal near 1: the codes do not depend on that factor, and float32 cannot overflow.
+  // R in kernels::PanelLayout{group_size}, in visiting order, of the Hessian times a power of two
+  // that brings its mean diagonal near 1: the codes do not depend on that factor, and float32
+  // cannot overflow.
   std::vector<float> r;
   std::vector<float> column_weights;  // (K,) R_jj² in visiting order, 0 for dead columns
   std::vector<double> damp_tried;     // every rung tried; the last one held, unless `failed`
@@ -58,8 +57,11 @@ struct Factor {
 Factor factor_hessian(const double* hessian, int64_t in_features, int64_t group_size,
                       const GptqOptions& options);
 
+// R of a factor that has not failed in rows, zeros below the diagonal: out (K, K).
+void copy_r(const Factor& factor, float* out);
+
 // weight (N, K) float32, left unchanged. The codes are the same bytes for any number of threads and
-// on every CPU; options.block_size changes the speed only. Throws NumericalError (value, row,
+// on every CPU. Throws NumericalError (value, row,
 // column) when weight is not finite, or when a scale overflows spec.scale_dtype; ArgumentError when
 // the factor failed or was made for another width or group size.
 QuantizedWeight gptq(const float* weight, int64_t out_features, const Factor& factor,

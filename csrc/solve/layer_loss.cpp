@@ -1,7 +1,7 @@
 #include "solve/layer_loss.h"
 
 #include <algorithm>
-#include <vector>
+#include <cmath>
 
 #include "base/backend.h"
 #include "base/float_environment.h"
@@ -12,58 +12,85 @@
 namespace qcore::solve {
 namespace {
 
-constexpr int64_t kLanes = kernels::kStripRows;
+using kernels::kFormGroup;
+using kernels::kPanelColumns;
+using kernels::kStripRows;
 
-// Σ over rows; fill(first, strip) writes 16 rows, column by column. Strip sums are added in order.
-template <typename T, typename Fill>
-double sum_over_strips(const T* h, int64_t rows, int64_t columns, const Fill& fill) {
-  const Backend backend = active_backend();
-  const int64_t strips = (rows + kLanes - 1) / kLanes;
-  std::vector<double> sums(static_cast<size_t>(strips * kLanes));
-  parallel_for(strips, [&](int64_t s) {
+// Strips that share one pass over H: see kMostStrips of strips.cpp.
+constexpr int64_t kTaskStrips = 8;
+
+// Σ over rows; fill(first, strip) writes 16 rows, column by column. Losses are added in the order
+// of the rows.
+template <typename Fill>
+double sum_over_strips(const QuadraticForm& form, int64_t rows, int64_t columns, const Fill& fill) {
+  const int64_t strips = (rows + kStripRows - 1) / kStripRows;
+  std::vector<double> losses(static_cast<size_t>(strips * kStripRows));
+  parallel_blocks(strips, kTaskStrips, [&](int64_t begin, int64_t end) {
     const DefaultFloatEnvironment environment;
-    std::vector<T> strip(static_cast<size_t>(columns * kLanes));
-    std::vector<T> scratch(strip.size());
-    fill(s * kLanes, strip.data());
-    kernels::QuadraticFormArgs<T> args;
-    args.rows = strip.data();
-    args.h = h;
-    args.h_stride = columns;
-    args.scratch = scratch.data();
-    args.out = sums.data() + s * kLanes;
-    args.n_strips = 1;
-    args.n = columns;
-    kernels::quadratic_form(args, backend);
+    std::vector<float> strip(static_cast<size_t>((end - begin) * columns * kStripRows));
+    for (int64_t s = begin; s < end; ++s) {
+      fill(s * kStripRows, strip.data() + (s - begin) * columns * kStripRows);
+    }
+    form.losses(strip.data(), end - begin, losses.data() + begin * kStripRows);
   });
   const DefaultFloatEnvironment environment;
   double total = 0.0;
-  for (const double sum : sums) total += sum;
+  for (const double loss : losses) total += loss;
   return total;
 }
 
 }  // namespace
 
-LayerLoss layer_loss(const float* weight, const float* dequantized, const double* hessian,
-                     int64_t out_features, int64_t in_features) {
-  LayerLoss loss;
-  loss.signal = sum_over_strips<double>(
-      hessian, out_features, in_features, [&](int64_t first, double* strip) {
-        gather_strip(weight, out_features, in_features, first, {}, strip);
-      });
-  loss.error = sum_over_strips<double>(
-      hessian, out_features, in_features, [&](int64_t first, double* strip) {
-        std::vector<double> rounded(static_cast<size_t>(in_features * kLanes));
-        gather_strip(weight, out_features, in_features, first, {}, strip);
-        gather_strip(dequantized, out_features, in_features, first, {}, rounded.data());
-        for (size_t i = 0; i < rounded.size(); ++i) strip[i] -= rounded[i];
-      });
-  return loss;
+QuadraticForm::QuadraticForm(const double* hessian, int64_t n) : n_(n) {
+  double largest = 0.0;
+  for (int64_t j = 0; j < n; ++j) largest = std::max(largest, hessian[j * n + j]);
+  int exponent = 0;
+  if (std::isfinite(largest)) std::frexp(largest, &exponent);
+  unit_ = std::ldexp(1.0, exponent);
+  const kernels::PanelLayout layout{kFormGroup};
+  const int64_t groups = (n + kFormGroup - 1) / kFormGroup;
+  panels_.resize(static_cast<size_t>(layout.panel(groups, 0)));
+  parallel_for((n + kPanelColumns - 1) / kPanelColumns, [&](int64_t item) {
+    const DefaultFloatEnvironment environment;
+    const int64_t begin = item * kPanelColumns;
+    const int64_t end = std::min(begin + kPanelColumns, n);
+    float* panel = panels_.data() + layout.at(0, begin);
+    for (int64_t i = 0; i < end; ++i) {
+      for (int64_t j = std::max(i, begin); j < end; ++j) {
+        panel[i * kPanelColumns + j - begin] = static_cast<float>(hessian[i * n + j] / unit_);
+      }
+    }
+  });
 }
 
-double summed_quadratic_form(const float* d, const float* h, int64_t rows, int64_t columns) {
-  return sum_over_strips<float>(h, rows, columns, [&](int64_t first, float* strip) {
-    gather_strip(d, rows, columns, first, {}, strip);
+void QuadraticForm::losses(const float* strips, int64_t n_strips, double* losses) const {
+  std::vector<float> scratch(static_cast<size_t>(n_strips * kFormGroup * kStripRows));
+  kernels::QuadraticFormArgs args;
+  args.rows = strips;
+  args.h = panels_.data();
+  args.scratch = scratch.data();
+  args.out = losses;
+  args.n_strips = n_strips;
+  args.n = n_;
+  kernels::quadratic_form(args, active_backend());
+  for (int64_t i = 0; i < n_strips * kStripRows; ++i) losses[i] *= unit_;
+}
+
+LayerLoss layer_loss(const float* weight, const float* dequantized, const double* hessian,
+                     int64_t out_features, int64_t in_features) {
+  const DefaultFloatEnvironment environment;
+  const QuadraticForm form(hessian, in_features);
+  LayerLoss loss;
+  loss.signal = sum_over_strips(form, out_features, in_features, [&](int64_t first, float* strip) {
+    gather_strip(weight, out_features, in_features, first, {}, strip);
   });
+  loss.error = sum_over_strips(form, out_features, in_features, [&](int64_t first, float* strip) {
+    std::vector<float> rounded(static_cast<size_t>(in_features * kStripRows));
+    gather_strip(weight, out_features, in_features, first, {}, strip);
+    gather_strip(dequantized, out_features, in_features, first, {}, rounded.data());
+    for (size_t i = 0; i < rounded.size(); ++i) strip[i] -= rounded[i];
+  });
+  return loss;
 }
 
 }  // namespace qcore::solve

@@ -12,9 +12,6 @@
 namespace qcore::solve {
 namespace {
 
-// Without compensation columns do not depend on each other; one block holds any group.
-constexpr int64_t kAnyBlock = 128;
-
 // What a Hessian's diagonal is divided by so that float32 holds it: its largest element, made a
 // power of two, so that nothing is rounded twice.
 double power_of_two_below(double largest) {
@@ -42,7 +39,6 @@ double largest_diagonal(const double* values, int64_t n, int64_t step, const cha
 QuantizedWeight rtn(const float* weight, int64_t out_features, int64_t in_features,
                     const QuantSpec& spec) {
   kernels::ColumnLoopArgs loop;
-  loop.block_size = kAnyBlock;
   loop.rule = kernels::GridRule::kMinMax;
   return run_column_loop(weight, out_features, in_features, {}, spec, loop, "rtn");
 }
@@ -58,7 +54,6 @@ QuantizedWeight rtn_weighted(const float* weight, const double* column_weights,
   }
   kernels::ColumnLoopArgs loop;
   loop.column_weights = importance.data();
-  loop.block_size = kAnyBlock;
   loop.rule = kernels::GridRule::kWeighted;
   return run_column_loop(weight, out_features, in_features, {}, spec, loop, "rtn_weighted");
 }
@@ -69,19 +64,17 @@ QuantizedWeight rtn_clipped(const float* weight, int64_t out_features, int64_t i
   const DefaultFloatEnvironment environment;
   const double largest = largest_diagonal(hessian, in_features, in_features + 1, "rtn_clipped");
   const double unit = largest > 0.0 ? power_of_two_below(largest) : 1.0;
-  // Only the diagonal blocks are used; the rest is left out of the copy.
-  std::vector<float> blocks(static_cast<size_t>(in_features * in_features));
+  const kernels::PanelLayout layout{spec.group_size, true};
+  std::vector<float> blocks(static_cast<size_t>(layout.panel(in_features / spec.group_size, 0)));
   for (int64_t i = 0; i < in_features; ++i) {
     const int64_t end = (i / spec.group_size + 1) * spec.group_size;
     for (int64_t j = i; j < end; ++j) {
-      blocks[static_cast<size_t>(i * in_features + j)] =
+      blocks[static_cast<size_t>(layout.at(i, j))] =
           static_cast<float>(hessian[i * in_features + j] / unit);
     }
   }
   kernels::ColumnLoopArgs loop;
   loop.hessian = blocks.data();
-  loop.r_stride = in_features;
-  loop.block_size = kAnyBlock;
   loop.rule = kernels::GridRule::kClipped;
   return run_column_loop(weight, out_features, in_features, {}, spec, loop, "rtn_clipped");
 }

@@ -11,10 +11,11 @@ namespace qcore::solve {
 namespace {
 
 constexpr int64_t kLanes = kernels::kStripRows;
-// Strips that share one pass over the columns of R. Four of them and a 4096 x 64 panel of R fit a
-// second-level cache; a small weight is cut finer, so that every thread has work.
-constexpr int64_t kMostStrips = 4;
-constexpr int64_t kFewRows = 512;
+// Strips that share one pass over the panels of R: eight of them do 64 operations a byte that comes
+// from beyond the second-level cache. A weight of few rows is cut finer, so that threads finish
+// together.
+constexpr int64_t kMostStrips = 8;
+constexpr int64_t kItems = 16;
 
 struct Tile {
   std::vector<float> weight, errors, scales, zeros, scratch;
@@ -29,7 +30,7 @@ Tile make_tile(int64_t strips, int64_t columns, int64_t groups) {
   tile.codes.resize(lanes(strips * columns));
   tile.scales.resize(lanes(strips * groups));
   tile.zeros.resize(lanes(strips * groups));
-  tile.scratch.resize(lanes(3 * (columns / groups)));
+  tile.scratch.resize(lanes(3 * strips * kernels::PanelLayout{columns / groups}.width()));
   return tile;
 }
 
@@ -60,23 +61,17 @@ void scatter_row(const Tile& tile, int64_t row_in_tile, int64_t row,
 
 }  // namespace
 
-template <typename T>
 void gather_strip(const float* weight, int64_t rows, int64_t columns, int64_t first,
-                  const std::vector<int64_t>& permutation, T* strip) {
+                  const std::vector<int64_t>& permutation, float* strip) {
   const int64_t present = std::min(kLanes, rows - first);
-  if (present < kLanes) std::fill(strip, strip + columns * kLanes, T(0));
+  if (present < kLanes) std::fill(strip, strip + columns * kLanes, 0.0f);
   for (int64_t lane = 0; lane < present; ++lane) {
     const float* row = weight + (first + lane) * columns;
     for (int64_t i = 0; i < columns; ++i) {
-      strip[i * kLanes + lane] = static_cast<T>(row[stored_column(permutation, i)]);
+      strip[i * kLanes + lane] = row[stored_column(permutation, i)];
     }
   }
 }
-
-template void gather_strip(const float*, int64_t, int64_t, int64_t, const std::vector<int64_t>&,
-                           float*);
-template void gather_strip(const float*, int64_t, int64_t, int64_t, const std::vector<int64_t>&,
-                           double*);
 
 QuantizedWeight run_column_loop(const float* weight, int64_t out_features, int64_t in_features,
                                 const std::vector<int64_t>& permutation, const QuantSpec& spec,
@@ -96,7 +91,8 @@ QuantizedWeight run_column_loop(const float* weight, int64_t out_features, int64
   loop.signed_scales = spec.signed_scales;
   loop.scale_dtype = spec.scale_dtype;
   const Backend backend = active_backend();
-  const int64_t most_strips = out_features <= kFewRows ? 1 : kMostStrips;
+  const int64_t most_strips =
+      std::clamp<int64_t>(out_features / (kItems * kLanes), 2, kMostStrips) / 2 * 2;
   parallel_blocks(out_features, most_strips * kLanes, [&](int64_t begin, int64_t end) {
     const DefaultFloatEnvironment environment;
     const int64_t strips = (end - begin + kLanes - 1) / kLanes;

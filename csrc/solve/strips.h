@@ -13,13 +13,12 @@ namespace qcore::solve {
 // Copies rows [first, first + 16) of weight (rows, columns) to strip (columns, 16); rows past the
 // end become zero. permutation (columns,): strip column i is weight column permutation[i]; empty:
 // as stored.
-template <typename T>
 void gather_strip(const float* weight, int64_t rows, int64_t columns, int64_t first,
-                  const std::vector<int64_t>& permutation, T* strip);
+                  const std::vector<int64_t>& permutation, float* strip);
 
 // Runs the column loop over all rows of weight (out_features, in_features) float32, and puts codes,
-// scales and zeros back in stored order. `loop` gives r, column_weights or hessian, r_stride, the
-// rule and block_size, all in visiting order; a permutation moves groups as wholes and columns
+// scales and zeros back in stored order. `loop` gives r, column_weights or hessian, and the
+// rule, all in visiting order; a permutation moves groups as wholes and columns
 // inside groups only. Throws NumericalError, naming `where`, for a weight that is not finite or a
 // scale that overflows.
 QuantizedWeight run_column_loop(const float* weight, int64_t out_features, int64_t in_features,

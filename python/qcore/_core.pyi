@@ -147,7 +147,6 @@ def factor_hessian(
     group_size: int,
     damp_ratio: float = 0.03,
     order: str = "group",
-    block_size: int = 128,
 ) -> Factor: ...
 def gptq(
     weight: Float32,
@@ -158,7 +157,6 @@ def gptq(
     signed_scales: bool = True,
     scale_dtype: str = "float16",
     scales: str = "search",
-    block_size: int = 128,
 ) -> Codes: ...
 def layer_loss(
     weight: Float32, codes: UInt8, scales: Float32, zeros: UInt8, hessian: Float64

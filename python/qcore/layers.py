@@ -25,7 +25,6 @@ Float64Array = npt.NDArray[np.float64]
 ActOrder = Literal["group", "none"]
 Activations = Literal["float32", "bfloat16", "int8"]
 
-_BLOCK_SIZE = 128
 # The smallest positive number of each storage type; a scale that would round to zero is raised to
 # it.
 _SMALLEST_SCALE = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149}
@@ -176,7 +175,6 @@ def quantize_gptq(
         group_size=grid["group_size"],
         damp_ratio=damp_ratio,
         order=act_order,
-        block_size=_BLOCK_SIZE,
     )
     if factor.failed:
         singular = _singular(hessian, w.shape[1], factor.damp_tried)
@@ -185,7 +183,7 @@ def quantize_gptq(
         warnings.warn(QcoreWarning(str(singular), code=singular.code), stacklevel=2)
         codes = _core.rtn_weighted(w, np.maximum(np.diag(h), 0.0), **grid)
     else:
-        codes = _core.gptq(w, factor, **grid, block_size=_BLOCK_SIZE)
+        codes = _core.gptq(w, factor, **grid)
     error, signal = _core.layer_loss(w, *codes, h)
     return _layer(codes, spec, error / signal if signal > 0 else 0.0)
 

@@ -29,7 +29,6 @@ NEVER_CLIPPED = ("q_proj", "k_proj", "qkv_proj")
 # A folded block must give what the original gave, but for float32 rounding: its outputs, relative
 # to their own norm.
 FOLD_TOLERANCE = 1e-4
-BLOCK_SIZE = 128
 
 
 @dataclass
@@ -130,7 +129,6 @@ def _solve_tap(
                     group_size=size,
                     damp_ratio=recipe.damp_ratio,
                     order=recipe.act_order,
-                    block_size=BLOCK_SIZE,
                 )
             factor = factors[size]
             report["damp"] = float(factor.damp_tried[-1])

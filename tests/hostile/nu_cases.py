@@ -98,11 +98,11 @@ def shifted(smallest: float) -> Float64Array:
 
 
 def nu_search_overflows(tmp: Path) -> Attempt:
-    """Squares of the rounding errors times the Hessian leave float32 for every exponent."""
+    """Rounding errors of fully correlated channels add up beyond float32 for every exponent."""
     rng = np.random.default_rng(0)
-    weight = (1e15 * rng.standard_normal((4, 64))).astype(np.float32)
-    large = Hessian(64)
-    large.update((1e10 * rng.standard_normal((80, 64))).astype(np.float32))
+    weight = (3e38 * rng.uniform(-1, 1, (64, 1024))).astype(np.float32)
+    large = Hessian(1024)
+    large.update(np.ones((80, 1024), np.float32))
     return Attempt(lambda: search_awq_scales(weight, large, WIDE_GRID))
 
 

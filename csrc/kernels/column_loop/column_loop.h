@@ -20,28 +20,28 @@ enum class GridRule : int {
   kClipped = 2,   // the bound ρ · absmax, ρ = 1 - i/20, i = 0 … 9, with the least d H_gg dᵀ
 };
 
-// In this struct K = in_features, g = group_size, G = K / g, S = n_strips. Arrays are contiguous
-// unless a stride is given. Columns are in visiting order; a group is g consecutive ones.
+// In this struct K = in_features, g = group_size, G = K / g, S = n_strips. Arrays are contiguous.
+// Columns are in visiting order; a group is g consecutive ones.
 //
 //   weight          (S, K, 16)  float32, finite
-//   r               (K, K)      float32, upper, rows r_stride apart: H + λI = R · Rᵀ; null: nothing
-//                               is compensated
+//   r               float32 in panels, PanelLayout{g}: R upper, H + λI = R · Rᵀ; null: nothing is
+//                               compensated
 //   column_weights  (K,)        float32 >= 0; kWeighted
-//   hessian         (K, K)      float32, rows r_stride apart, upper triangle inside the diagonal
-//                               g x g blocks is read; kClipped, which takes no r
+//   hessian         float32 in panels, PanelLayout{g, diagonal_blocks}, upper triangles; kClipped,
+//                               which takes no r
 //   codes           (S, K, 16)  uint8
 //   scales, zeros   (S, G, 16)  float32; a scale too large for scale_dtype is infinite, and the
 //                               codes of its row mean nothing
 //   errors          (S, K, 16)  float32: weight - scale · (code - zero)
-//   scratch         (3, g, 16)  float32
+//   scratch         (3, S, PanelLayout{g}.width(), 16)  float32
 //
-// Bits do not depend on the backend, on S or on block_size.
+// Sums take their products in the order of the columns, each fused into the sum. Bits depend
+// neither on the backend nor on S.
 struct ColumnLoopArgs {
   const float* weight = nullptr;
   const float* r = nullptr;
   const float* column_weights = nullptr;
   const float* hessian = nullptr;
-  int64_t r_stride = 0;
   uint8_t* codes = nullptr;
   float* scales = nullptr;
   float* zeros = nullptr;
@@ -50,7 +50,6 @@ struct ColumnLoopArgs {
   int64_t n_strips = 0;
   int64_t in_features = 0;
   int64_t group_size = 0;
-  int64_t block_size = 0;  // columns of a group that are updated one by one before the rest
   int bits = 4;
   bool symmetric = false;
   bool signed_scales = false;

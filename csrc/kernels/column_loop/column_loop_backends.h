@@ -31,6 +31,8 @@ static inline ShareList shares_of(int bits) {
   }
 }
 
+constexpr int kMostCandidates = kMostShares * kMostShares;  // the range itself among them
+
 constexpr int kRefits = 2;
 constexpr int kClipSteps = 10;
 static inline float clip_share(int step) { return 1.0f - static_cast<float>(step) / 20.0f; }

@@ -20,15 +20,30 @@ struct Row {
   float* trial;        // (g,)
 
   float max_code() const { return static_cast<float>((1 << args.bits) - 1); }
-  float r(int64_t i, int64_t j) const { return args.r[i * args.r_stride + j]; }
+  float r(int64_t i, int64_t j) const { return args.r[PanelLayout{args.group_size}.at(i, j)]; }
+  float h(int64_t i, int64_t j) const {
+    return args.hessian[PanelLayout{args.group_size, true}.at(i, j)];
+  }
 };
 
+// grid.h's steps_of with 1 / scale at hand. It judges candidates: where the two fall to different
+// sides of a tie, both sides are equally far.
+float judged_steps(float weight, float inverse, GroupGrid grid, float max_code) {
+  float x = weight * inverse;
+  const float low = -grid.zero;
+  const float high = max_code - grid.zero;
+  if (!(x > low)) x = low;
+  if (x > high) x = high;
+  return round_half_even(x);
+}
+
 float weighted_error(const Row& row, int64_t begin, GroupGrid grid) {
+  const float inverse = 1.0f / grid.scale;
   float error = 0.0f;
   for (int64_t j = 0; j < row.args.group_size; ++j) {
     const float w = row.compensated[j * kStripRows];
-    const float d = w - grid.scale * steps_of(w, grid, row.max_code());
-    error += row.args.column_weights[begin + j] * (d * d);
+    const float d = std::fma(-grid.scale, judged_steps(w, inverse, grid, row.max_code()), w);
+    error = std::fma(row.args.column_weights[begin + j], d * d, error);
   }
   return error;
 }
@@ -44,14 +59,15 @@ void offer(const Row& row, int64_t begin, GroupGrid candidate, Best& best) {
 }
 
 void refit(const Row& row, int64_t begin, Best& best) {
+  const float inverse = 1.0f / best.grid.scale;
   float numerator = 0.0f;
   float denominator = 0.0f;
   for (int64_t j = 0; j < row.args.group_size; ++j) {
     const float w = row.compensated[j * kStripRows];
-    const float q = steps_of(w, best.grid, row.max_code());
+    const float q = judged_steps(w, inverse, best.grid, row.max_code());
     const float weighted = row.args.column_weights[begin + j] * q;
-    numerator += weighted * w;
-    denominator += weighted * q;
+    numerator = std::fma(weighted, w, numerator);
+    denominator = std::fma(weighted, q, denominator);
   }
   if (!(denominator > 0.0f)) return;
   const float scale = stored_scale(numerator / denominator, row.args.scale_dtype);
@@ -91,20 +107,19 @@ GroupGrid weighted_search(const Row& row, int64_t begin, float low, float high) 
 }
 
 float clipped_error(const Row& row, int64_t begin, GroupGrid grid) {
-  double error = 0.0;
+  const float inverse = 1.0f / grid.scale;
+  float error = 0.0f;
   for (int64_t j = 0; j < row.args.group_size; ++j) {
     const float w = row.compensated[j * kStripRows];
-    const float d = w - grid.scale * steps_of(w, grid, row.max_code());
+    const float d = std::fma(-grid.scale, judged_steps(w, inverse, grid, row.max_code()), w);
     row.trial[j * kStripRows] = d;
     float sum = 0.0f;
     for (int64_t i = 0; i < j; ++i) {
-      sum +=
-          row.trial[i * kStripRows] * row.args.hessian[(begin + i) * row.args.r_stride + begin + j];
+      sum = std::fma(row.trial[i * kStripRows], row.h(begin + i, begin + j), sum);
     }
-    const float h = row.args.hessian[(begin + j) * row.args.r_stride + begin + j];
-    error += static_cast<double>(d * (d * h + sum * 2.0f));
+    error = std::fma(d, std::fma(d, row.h(begin + j, begin + j), sum * 2.0f), error);
   }
-  return static_cast<float>(error);
+  return error;
 }
 
 GroupGrid clipped_search(const Row& row, int64_t begin, float low, float high) {
@@ -151,10 +166,12 @@ void compensate(const Row& row, int64_t begin) {
     float v = 0.0f;
     float x = 0.0f;
     if (row.args.r != nullptr) {
-      for (int64_t i = 0; i < begin; ++i) v += row.errors[i * kStripRows] * row.r(i, begin + j);
+      for (int64_t i = 0; i < begin; ++i) {
+        v = std::fma(row.errors[i * kStripRows], row.r(i, begin + j), v);
+      }
       x = v;
       for (int64_t i = 0; i < j; ++i) {
-        x += -row.trial[i * kStripRows] * row.r(begin + i, begin + j);
+        x = std::fma(-row.trial[i * kStripRows], row.r(begin + i, begin + j), x);
       }
       x /= row.r(begin + j, begin + j);
     }
@@ -172,13 +189,13 @@ void round_group(const Row& row, int64_t begin, GroupGrid grid) {
     if (row.args.r != nullptr) {
       float v = row.carried[j * kStripRows];
       for (int64_t i = 0; i < j; ++i) {
-        v += row.errors[(begin + i) * kStripRows] * row.r(begin + i, begin + j);
+        v = std::fma(row.errors[(begin + i) * kStripRows], row.r(begin + i, begin + j), v);
       }
       target += v / row.r(begin + j, begin + j);
     }
     const float steps = steps_of(target, grid, row.max_code());
     row.codes[at] = static_cast<uint8_t>(static_cast<int32_t>(steps + grid.zero));
-    row.errors[at] = row.weight[at] - grid.scale * steps;
+    row.errors[at] = std::fma(-grid.scale, steps, row.weight[at]);
   }
 }
 
@@ -189,7 +206,8 @@ void column_loop_ref(const ColumnLoopArgs& args) {
   for (int64_t lane = 0; lane < args.n_strips * kStripRows; ++lane) {
     const int64_t columns = lane / kStripRows * args.in_features * kStripRows + lane % kStripRows;
     const int64_t grids = lane / kStripRows * groups * kStripRows + lane % kStripRows;
-    float* scratch = args.scratch + lane % kStripRows;
+    const int64_t width = PanelLayout{args.group_size}.width() * kStripRows;
+    float* scratch = args.scratch + lane / kStripRows * 3 * width + lane % kStripRows;
     const Row row{args,
                   args.weight + columns,
                   args.codes + columns,
@@ -197,8 +215,8 @@ void column_loop_ref(const ColumnLoopArgs& args) {
                   args.zeros + grids,
                   args.errors + columns,
                   scratch,
-                  scratch + args.group_size * kStripRows,
-                  scratch + 2 * args.group_size * kStripRows};
+                  scratch + width,
+                  scratch + 2 * width};
     for (int64_t group = 0; group < groups; ++group) {
       const int64_t begin = group * args.group_size;
       compensate(row, begin);

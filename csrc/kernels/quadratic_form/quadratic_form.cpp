@@ -6,11 +6,9 @@
 namespace qcore::kernels {
 namespace {
 
-template <typename T>
-using Function = void (*)(const QuadraticFormArgs<T>&);
+using Function = void (*)(const QuadraticFormArgs&);
 
-template <typename T>
-BackendTable<Function<T>> table() {
+BackendTable<Function> table() {
 #if defined(__x86_64__)
   return {&quadratic_form_ref, &quadratic_form_avx2, &quadratic_form_avx512};
 #else
@@ -20,14 +18,8 @@ BackendTable<Function<T>> table() {
 
 }  // namespace
 
-Backend quadratic_form_backend(Backend wanted) { return table<float>().resolve(wanted); }
+Backend quadratic_form_backend(Backend wanted) { return table().resolve(wanted); }
 
-void quadratic_form(const QuadraticFormArgs<float>& args, Backend backend) {
-  table<float>()[backend](args);
-}
-
-void quadratic_form(const QuadraticFormArgs<double>& args, Backend backend) {
-  table<double>()[backend](args);
-}
+void quadratic_form(const QuadraticFormArgs& args, Backend backend) { table()[backend](args); }
 
 }  // namespace qcore::kernels

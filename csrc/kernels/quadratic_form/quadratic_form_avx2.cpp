@@ -1,8 +1,9 @@
-#include "kernels/quadratic_form/quadratic_form_lanes.h"
+#include "kernels/lanes_avx2.h"
+// The body is written on the lanes above.
+#include "kernels/quadratic_form/quadratic_form_body.h"
 
 namespace qcore::kernels {
 
-void quadratic_form_avx2(const QuadraticFormArgs<float>& args) { strips_one_by_one(args); }
-void quadratic_form_avx2(const QuadraticFormArgs<double>& args) { strips_one_by_one(args); }
+void quadratic_form_avx2(const QuadraticFormArgs& args) { quadratic_form_strips(args); }
 
 }  // namespace qcore::kernels

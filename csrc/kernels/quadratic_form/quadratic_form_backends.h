@@ -5,11 +5,8 @@
 
 namespace qcore::kernels {
 
-void quadratic_form_ref(const QuadraticFormArgs<float>& args);
-void quadratic_form_ref(const QuadraticFormArgs<double>& args);
-void quadratic_form_avx2(const QuadraticFormArgs<float>& args);
-void quadratic_form_avx2(const QuadraticFormArgs<double>& args);
-void quadratic_form_avx512(const QuadraticFormArgs<float>& args);
-void quadratic_form_avx512(const QuadraticFormArgs<double>& args);
+void quadratic_form_ref(const QuadraticFormArgs& args);
+void quadratic_form_avx2(const QuadraticFormArgs& args);
+void quadratic_form_avx512(const QuadraticFormArgs& args);
 
 }  // namespace qcore::kernels

@@ -1,30 +1,25 @@
+#include <cmath>
+
 #include "kernels/quadratic_form/quadratic_form_backends.h"
 
 namespace qcore::kernels {
-namespace {
 
-constexpr int64_t kStripRows = 16;
-
-template <typename T>
-void rows_one_by_one(const QuadraticFormArgs<T>& args) {
-  for (int64_t s = 0; s < args.n_strips; ++s) {
-    for (int64_t lane = 0; lane < kStripRows; ++lane) {
-      const T* d = args.rows + s * args.n * kStripRows + lane;
-      double total = 0.0;
-      for (int64_t j = 0; j < args.n; ++j) {
-        T sum = 0;
-        for (int64_t i = 0; i < j; ++i) sum += d[i * kStripRows] * args.h[i * args.h_stride + j];
-        const T dj = d[j * kStripRows];
-        total += static_cast<double>(dj * (dj * args.h[j * args.h_stride + j] + sum * T(2)));
+void quadratic_form_ref(const QuadraticFormArgs& args) {
+  const PanelLayout layout{kFormGroup};
+  for (int64_t lane = 0; lane < args.n_strips * kStripRows; ++lane) {
+    const float* d = args.rows + lane / kStripRows * args.n * kStripRows + lane % kStripRows;
+    double total = 0.0;
+    for (int64_t j = 0; j < args.n; ++j) {
+      float sum = 0.0f;
+      for (int64_t i = 0; i < j; ++i) {
+        sum = std::fma(d[i * kStripRows], args.h[layout.at(i, j)], sum);
       }
-      args.out[s * kStripRows + lane] = total;
+      const double dj = d[j * kStripRows];
+      const double inner = std::fma(dj, args.h[layout.at(j, j)], 2.0 * sum);
+      total = std::fma(dj, inner, total);
     }
+    args.out[lane] = total;
   }
 }
-
-}  // namespace
-
-void quadratic_form_ref(const QuadraticFormArgs<float>& args) { rows_one_by_one(args); }
-void quadratic_form_ref(const QuadraticFormArgs<double>& args) { rows_one_by_one(args); }
 
 }  // namespace qcore::kernels

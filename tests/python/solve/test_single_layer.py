@@ -137,7 +137,8 @@ def test_gptq_reports_its_loss_and_beats_rounding(weight, hessian):
         if loss is None:
             assert found.loss < trace
         else:
-            assert abs(loss / trace - 1) <= 64 * 64 * 2.0**-52
+            # Inner sums in float32, of both traces: 64 products, which here do not cancel much.
+            assert abs(loss / trace - 1) <= 2 * (64 + 4) * 2.0**-24
     assert rounded.loss is None
     assert same(qc.quantize_gptq(weight, h, SPEC), found)
     assert not found.codes.flags.writeable

@@ -1,0 +1,159 @@
+// column_loop and quadratic_form: every backend gives the bytes of the plain code on awkward
+// shapes, and the forms are those of float64.
+#include "kernels/column_loop/column_loop.h"
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "base/backend.h"
+#include "check.h"
+#include "kernels/numbers.h"
+#include "kernels/quadratic_form/quadratic_form.h"
+
+using namespace qcore;
+using namespace qcore::kernels;
+
+namespace {
+
+struct Shape {
+  int64_t strips;
+  int64_t groups;
+  int64_t group_size;
+};
+
+// One below and above a panel of 8, a tile of two strips and a pass of 128 columns.
+const Shape kShapes[] = {{1, 1, 1},   {1, 13, 1},  {2, 3, 7},   {3, 2, 8},
+                         {1, 4, 9},   {8, 3, 12},  {5, 2, 127}, {2, 3, 128},
+                         {3, 2, 129}, {1, 1, 300}, {4, 5, 64},  {9, 2, 16}};
+
+struct Result {
+  std::vector<uint8_t> codes;
+  std::vector<float> scales, zeros, errors;
+
+  bool operator==(const Result& other) const {
+    const auto same = [](const auto& a, const auto& b) {
+      return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof a[0]) == 0;
+    };
+    return same(codes, other.codes) && same(scales, other.scales) && same(zeros, other.zeros) &&
+           same(errors, other.errors);
+  }
+};
+
+// An upper triangle with a diagonal that stays away from zero, in panels.
+std::vector<float> panels_of(const PanelLayout& layout, int64_t columns, test::Numbers& numbers) {
+  const int64_t groups = (columns + layout.group_size - 1) / layout.group_size;
+  std::vector<float> panels(static_cast<size_t>(layout.panel(groups, 0)));
+  for (int64_t j = 0; j < columns; ++j) {
+    for (int64_t i = layout.first_row(j / layout.group_size); i <= j; ++i) {
+      panels[static_cast<size_t>(layout.at(i, j))] =
+          i < j ? 0.3f * numbers.next() : 1.0f + 0.5f * numbers.next();
+    }
+  }
+  return panels;
+}
+
+Result run(const ColumnLoopArgs& problem, Backend backend) {
+  const int64_t lanes = problem.n_strips * kStripRows;
+  const int64_t groups = problem.in_features / problem.group_size;
+  Result out;
+  out.codes.resize(static_cast<size_t>(problem.in_features * lanes));
+  out.errors.resize(out.codes.size());
+  out.scales.resize(static_cast<size_t>(groups * lanes));
+  out.zeros.resize(out.scales.size());
+  std::vector<float> scratch(
+      static_cast<size_t>(3 * PanelLayout{problem.group_size}.width() * lanes), 1e30f);
+  ColumnLoopArgs args = problem;
+  args.codes = out.codes.data();
+  args.errors = out.errors.data();
+  args.scales = out.scales.data();
+  args.zeros = out.zeros.data();
+  args.scratch = scratch.data();
+  column_loop(args, backend);
+  return out;
+}
+
+// Subnormal scales, groups of zeros and negative zeros included.
+void every_backend_gives_the_bytes_of_the_plain_code() {
+  test::Numbers numbers;
+  for (const Shape& shape : kShapes) {
+    const int64_t columns = shape.groups * shape.group_size;
+    std::vector<float> weight = numbers.vector(shape.strips * columns * kStripRows);
+    for (int64_t i = 0; i < columns * kStripRows; ++i) {
+      if (i % kStripRows == 3) weight[static_cast<size_t>(i)] = i % 2 == 0 ? 0.0f : -0.0f;
+      if (i % kStripRows == 5) weight[static_cast<size_t>(i)] *= 1e-9f;
+    }
+    const std::vector<float> r = panels_of(PanelLayout{shape.group_size}, columns, numbers);
+    const std::vector<float> h = panels_of(PanelLayout{shape.group_size, true}, columns, numbers);
+    std::vector<float> importance = numbers.vector(columns);
+    for (float& value : importance) value *= value;
+    ColumnLoopArgs problem;
+    problem.weight = weight.data();
+    problem.column_weights = importance.data();
+    problem.n_strips = shape.strips;
+    problem.in_features = columns;
+    problem.group_size = shape.group_size;
+    for (const int bits : {2, 3, 4, 8}) {
+      for (const bool symmetric : {false, true}) {
+        for (const GridRule rule : {GridRule::kMinMax, GridRule::kWeighted, GridRule::kClipped}) {
+          for (const Dtype dtype : {Dtype::kFloat16, Dtype::kBfloat16, Dtype::kFloat32}) {
+            problem.bits = bits;
+            problem.symmetric = symmetric;
+            problem.signed_scales = bits != 3;
+            problem.scale_dtype = dtype;
+            problem.rule = rule;
+            problem.r = rule == GridRule::kClipped ? nullptr : r.data();
+            problem.hessian = rule == GridRule::kClipped ? h.data() : nullptr;
+            const Result expected = run(problem, Backend::kRef);
+            for (const Backend backend : available_backends()) {
+              CHECK(column_loop_backend(backend) == backend);
+              CHECK(run(problem, backend) == expected);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+void forms_are_those_of_float64() {
+  test::Numbers numbers;
+  for (const int64_t strips : {1, 2, 3, 8}) {
+    for (const int64_t n : {0, 1, 7, 8, 9, 127, 128, 129, 300}) {
+      const PanelLayout layout{kFormGroup};
+      const std::vector<float> d = numbers.vector(strips * n * kStripRows);
+      const std::vector<float> h = panels_of(layout, n, numbers);
+      std::vector<float> scratch(static_cast<size_t>(strips * kFormGroup * kStripRows), 1e30f);
+      const auto form = [&](Backend backend) {
+        std::vector<double> out(static_cast<size_t>(strips * kStripRows), 1e30);
+        QuadraticFormArgs args{d.data(), h.data(), scratch.data(), out.data(), strips, n};
+        quadratic_form(args, backend);
+        return out;
+      };
+      const std::vector<double> plain = form(Backend::kRef);
+      for (const Backend backend : available_backends()) CHECK(form(backend) == plain);
+      for (int64_t row = 0; row < strips * kStripRows; ++row) {
+        const float* x = d.data() + row / kStripRows * n * kStripRows + row % kStripRows;
+        double exact = 0.0;
+        double size = 0.0;
+        for (int64_t j = 0; j < n; ++j) {
+          for (int64_t i = 0; i <= j; ++i) {
+            const double term = static_cast<double>(x[i * kStripRows]) * x[j * kStripRows] *
+                                h[static_cast<size_t>(layout.at(i, j))] * (i < j ? 2.0 : 1.0);
+            exact += term;
+            size += std::fabs(term);
+          }
+        }
+        CHECK_NEAR(plain[static_cast<size_t>(row)], exact, static_cast<double>(n) * 0x1p-24 * size);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  every_backend_gives_the_bytes_of_the_plain_code();
+  forms_are_those_of_float64();
+  return qcore::test::report();
+}
