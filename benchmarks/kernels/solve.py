@@ -24,6 +24,7 @@ N_TOKENS = 8192
 GEMM_ROWS = 1024
 PAIRS = 6  # of runs of some tenths of a second
 LOOP_PAIRS = 2  # the NumPy loop takes seconds
+SEARCH_PAIRS = 3  # so may the search of channel scales
 GRID: dict[str, Any] = {"bits": 4, "group_size": GROUP, "symmetric": False}
 
 
@@ -54,11 +55,6 @@ def bench(session: Session) -> None:
     print(f"loss of gptq {loss / plain:.3f} of plain rounding's")
     loop = Contender("GPTQ loop", lambda: _core.gptq(weight, factor, **GRID), float(N) * K * K)
     factoring = Contender("factor", lambda: _core.factor_hessian(hessian, GROUP), float(K) ** 3 / 3)
-    awq = Contender(
-        "AWQ search",
-        lambda: _core.search_awq_scales([weight], hessian, seen.abs_mean, None, **GRID),
-    )
-    clip = Contender("clip search", lambda: _core.rtn_clipped(weight, hessian, **GRID))
     rivals = []
     try:
         x = session.rng.standard_normal((GEMM_ROWS, K), dtype=np.float32)
@@ -68,7 +64,7 @@ def bench(session: Session) -> None:
         print(f"OpenBLAS is absent: {absent}")
     measured = session.compare(
         f"{N} x {K}, 4 bits g{GROUP}, given H",
-        [*session.limit("fp32"), *rivals, factoring, loop, awq, clip],
+        [*session.limit("fp32"), *rivals, factoring, loop],
         pairs=PAIRS,
     )
     if rivals:
@@ -81,16 +77,36 @@ def bench(session: Session) -> None:
         rival="OpenBLAS sgemm",
         missing="" if rivals else BRING,
     )
-    seconds = {name: times.seconds for name, times in measured.times.items()}
-    solve = seconds[factoring.name] + seconds[loop.name]
-    search = seconds[awq.name] + seconds[clip.name]
+    channel_search(session, weight, seen, hessian)
+    textbook(session, weight, hessian, loop, loss)
+
+
+def channel_search(
+    session: Session, weight: np.ndarray, seen: _core.Hessian, hessian: np.ndarray
+) -> None:
+    """AWQ's exponents and clips beside a whole GPTQ solve, both given the Hessian."""
+
+    def solve() -> None:
+        _core.gptq(weight, _core.factor_hessian(hessian, GROUP), **GRID)
+
+    def search() -> None:
+        _core.search_awq_scales([weight], hessian, seen.abs_mean, None, **GRID)
+        _core.rtn_clipped(weight, hessian, **GRID)
+
+    N, K = weight.shape
+    measured = session.compare(
+        f"AWQ search and clip {N} x {K} beside GPTQ",
+        [Contender("GPTQ solve", solve), Contender("AWQ search and clip", search)],
+        pairs=SEARCH_PAIRS,
+        seconds=0,
+    )
+    ratio = measured.times["GPTQ solve"].ratio_to(measured.times["AWQ search and clip"])[1]
     session.state(
-        f"AWQ search and clip {N} x {K} / GPTQ solve (factor and loop)",
-        *(float(np.median(search / solve)), "x", 2.0),
+        f"AWQ search and clip {N} x {K} / GPTQ solve (factor and loop), {SEARCH_PAIRS} pairs",
+        *(ratio, "x", 2.0),
         better="lower",
         rival="GPTQ solve",
     )
-    textbook(session, weight, hessian, loop, loss)
 
 
 def cholesky(session: Session, hessian: np.ndarray) -> None:
