@@ -54,7 +54,7 @@ def lines(
     y_label: str,
 ) -> str:
     """Lines over logarithmic axes, a point for each value."""
-    left, right, top, bottom = 60, WIDTH - 190, 34, 300
+    left, right, top, bottom = 60, WIDTH - 190, 46, 300
     xs = sorted({x for curve in series.values() for x in curve})
     ys = [y for curve in series.values() for y in curve.values()]
     low_x, high_x = math.log(xs[0]), math.log(xs[-1])
@@ -93,7 +93,7 @@ def lines(
         ]
     marks.append(
         f'<text class="m" x="{(left + right) / 2}" y="336" text-anchor="middle">{_text(x_label, 80)}</text>'
-        f'<text class="m" x="{left}" y="26">{_text(y_label, 60)}</text>'
+        f'<text class="m" x="{left}" y="36">{_text(y_label, 60)}</text>'
     )
     return _svg(title, 344, marks)
 

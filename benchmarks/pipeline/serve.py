@@ -89,6 +89,11 @@ def name_of(shape: Shape) -> str:
     return f"llama-{shape.hidden_size}x{shape.n_layers}"
 
 
+def told(shape: Shape) -> str:
+    """For tables and figures."""
+    return "Llama 1B shape" if shape == LLAMA_1B else f"Llama {shape.hidden_size}x{shape.n_layers}"
+
+
 def check(ours: dict[str, Runner]) -> None:
     """The packed models compute what their dequantized weights do, up to the rounding of activations."""
     for runner in ours.values():
@@ -170,7 +175,7 @@ def against_rivals(session: Session, folder: Path, shape: Shape, ours: dict[str,
         }
     visits = 2 if session.quick else session.options.visits
     times, disturbed = visited(systems, visits)
-    show(session, f"{name_of(shape)}, tokens/s", times, visits, disturbed)
+    show(session, f"{told(shape)}, tokens/s", times, visits, disturbed)
     prefill, decode = times[f"pp{PREFILL}"], times[f"tg{DECODE}"]
     lc, ik = (f"{which[0]} Q4_0" for which in (LLAMA, IK_LLAMA))
     best = "the best peer"
@@ -251,9 +256,7 @@ def against_dense(session: Session, shape: Shape, ours: dict[str, Runner]) -> No
         for name, runner in ours.items()
     }
     times, disturbed = visited(systems, visits)
-    show(
-        session, f"{name_of(shape)} against its own dense model, tokens/s", times, visits, disturbed
-    )
+    show(session, f"{told(shape)} against its own dense model, tokens/s", times, visits, disturbed)
     for name in (OURS_32, OURS_128):
         ratios = {M: times[f"pp{M}"][name].ratio_to(times[f"pp{M}"][OURS_DENSE])[1] for M in TRAP}
         print(f"  {name} / dense: " + "  ".join(f"M={M} {r:.2f}x" for M, r in ratios.items()))
@@ -288,7 +291,7 @@ def several_sequences(session: Session, shape: Shape, runner: Runner) -> None:
     systems = {OURS_32: lambda: {f"tg{M * steps}": decode(M) for M in sizes}}
     visits = 2 if session.quick else TRAP_VISITS
     times, disturbed = visited(systems, visits)
-    title = f"{name_of(shape)}, M sequences of {steps} new tokens"
+    title = f"{told(shape)}, M sequences of {steps} new tokens"
     show(session, title, times, visits, disturbed)
     one = times[f"tg{steps}"][OURS_32]
     for M in sizes[1:]:
