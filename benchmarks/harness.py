@@ -87,7 +87,9 @@ class Session:
         self.dropped = self.disturbed = 0
         self.began = datetime.datetime.now().astimezone()
         self.rng = np.random.default_rng(0)
-        self.command = f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
+        # Where files lie is the machine's own business.
+        given = [Path(word).name if os.sep in word else word for word in sys.argv[1:]]
+        self.command = " ".join(["python -m", f"benchmarks.{name}", *given])
         print(machine(), flush=True)
 
     @property

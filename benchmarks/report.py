@@ -38,6 +38,9 @@ def main() -> int:
     for name, found in runs.items():
         text = replaced(text, name, section(name, found, folder))
     options.page.write_text(text, "utf-8")
+    for figure in folder.glob("*.svg"):
+        if f"({folder.name}/{figure.name})" not in text:
+            figure.unlink()
     return 0
 
 

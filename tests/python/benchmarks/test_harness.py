@@ -84,6 +84,12 @@ def test_rows_say_what_is_missing(session: Session) -> None:
     assert told["rows"][4]["missing"] == "r is absent: pip install r"
 
 
+def test_the_command_tells_no_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["x", "--quick", "--model", "/home/someone/smollm2"])
+    session = Session("test", parser("A test.").parse_args([]))
+    assert session.command == "python -m benchmarks.test --quick --model smollm2"
+
+
 def test_a_wrong_result_has_no_speed() -> None:
     ones = np.ones(3)
     assert relative_error(ones, ones, ones, 0.0) == 0.0

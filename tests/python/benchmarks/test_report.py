@@ -81,6 +81,12 @@ def test_figures_are_drawn_beside_the_page(page: Path) -> None:
     assert len(circles) == 2
 
 
+def test_a_figure_that_the_page_no_longer_shows_is_removed(page: Path) -> None:
+    written(page, run())
+    written(page, run(timings=[]))
+    assert [path.name for path in page.with_suffix("").iterdir()] == ["pipeline.svg"]
+
+
 def test_a_page_without_the_marks_is_refused(page: Path) -> None:
     with pytest.raises(SystemExit, match="begin kernels"):
         written(page, run(benchmark="kernels"))
