@@ -96,8 +96,9 @@ void check_product(const Shape& shape, const Matrix& x, const Matrix& weight,
 
 void every_backend_is_within_its_bound() {
   Numbers numbers;
-  for (const Shape& shape : {Shape{1, 1, 1}, Shape{9, 17, 33}, Shape{7, 100, 64}, Shape{33, 16, 7},
-                             Shape{2, 5, 0}, Shape{0, 5, 3}, Shape{14, 70, 1050}}) {
+  for (const Shape& shape :
+       {Shape{1, 1, 1}, Shape{9, 17, 33}, Shape{7, 100, 64}, Shape{33, 16, 7}, Shape{2, 5, 0},
+        Shape{0, 5, 3}, Shape{14, 70, 1050}, Shape{5, 18, 2101}}) {
     for (const Dtype x_dtype : {Dtype::kFloat32, Dtype::kBfloat16}) {
       for (const Dtype w_dtype : {Dtype::kFloat32, Dtype::kBfloat16, Dtype::kFloat16}) {
         const Matrix x(shape.M, shape.K, x_dtype, numbers);
