@@ -9,6 +9,10 @@ namespace qcore::kernels {
 // A strip is 16 rows, stored column by column: (columns, 16). One instruction then serves 16 rows,
 // and every row keeps its own sum in its own order.
 constexpr int64_t kStripRows = 16;
+// Where strip s of an upper triangular matrix starts, whose columns are cut into strips and whose
+// strip s holds rows 0 … 16 s + 15.
+constexpr int64_t triangle_strip(int64_t s) { return kStripRows * kStripRows * s * (s + 1) / 2; }
+
 // Scalars that all rows of a strip are multiplied by come in panels of 8 columns.
 constexpr int64_t kPanelColumns = 8;
 

@@ -1,7 +1,7 @@
 #include "solve/cholesky.h"
 
 #include <algorithm>
-#include <atomic>
+#include <cstring>
 #include <vector>
 
 #include "base/backend.h"
@@ -17,16 +17,6 @@ constexpr int64_t kRows = kernels::kStripRows;
 // from beyond its second-level cache.
 constexpr int64_t kBlockRows = 128;
 constexpr int64_t kTaskStrips = 8;
-
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
-// Strips lie an odd number of blocks apart, so that one block of several strips spreads over the
-// sets of a cache.
-int64_t stride_of(int64_t padded) {
-  int64_t rows = round_up(padded, kBlockRows);
-  if (rows / kBlockRows % 2 == 0) rows += kBlockRows;
-  return rows * kRows;
-}
 
 // U of one diagonal block: its strips are reduced by the rows above side by side, then eliminated
 // from left to right.
@@ -58,7 +48,6 @@ bool eliminate_all(StripMatrix<T>& b) {
   for (int64_t begin = 0; begin < b.padded(); begin += kBlockRows) {
     kernels::CholeskyRowsArgs<T> rows;
     rows.strips = b.strip(0);
-    rows.strip_stride = b.strip_stride();
     rows.row_begin = begin;
     rows.row_end = std::min(begin + kBlockRows, b.padded());
     if (!factor_diagonal_block(rows, backend)) return false;
@@ -79,10 +68,23 @@ bool eliminate_all(StripMatrix<T>& b) {
 
 template <typename T>
 StripMatrix<T>::StripMatrix(int64_t n)
-    : size_(n),
-      padded_(round_up(n, kRows)),
-      strip_stride_(stride_of(padded_)),
-      values_(strips() * strip_stride_ * static_cast<int64_t>(sizeof(T))) {}
+    : size_(n), values_(kernels::triangle_strip(strips()) * static_cast<int64_t>(sizeof(T))) {}
+
+template <typename T>
+void StripMatrix<T>::set_row(int64_t row, const T* values) {
+  for (int64_t s = row / kRows; s < strips(); ++s) {
+    T* to = strip(s) + row * kRows;
+    const int64_t first = s * kRows;
+    if (row < first && first + kRows <= size_) {
+      std::memcpy(to, values + first, kRows * sizeof(T));
+      continue;
+    }
+    for (int64_t column = first; column < first + kRows; ++column) {
+      const bool inside = row <= column && column < size_;
+      to[column - first] = inside ? values[column] : T(row == column);
+    }
+  }
+}
 
 template <typename T>
 bool factor_upper(StripMatrix<T>& b, double smallest_ratio, double smallest_share) {

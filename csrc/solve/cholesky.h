@@ -13,19 +13,17 @@ namespace qcore::solve {
 
 // The upper triangle of an (n, n) matrix in strips of 16 columns, as kernels/cholesky_rows reads
 // it: row k of a strip is 16 numbers side by side. n is padded to whole strips; the pad is a unit
-// matrix, which changes nothing. What lies below a diagonal block is never written: pages that
-// nobody touches cost no memory. T is float or double.
+// matrix, which changes nothing. T is float or double.
 template <typename T>
 class StripMatrix {
  public:
   explicit StripMatrix(int64_t n);
 
   int64_t size() const { return size_; }
-  int64_t padded() const { return padded_; }
-  int64_t strips() const { return padded_ / kernels::kStripRows; }
-  int64_t strip_stride() const { return strip_stride_; }
-  T* strip(int64_t s) { return values_.as<T>() + s * strip_stride_; }
-  const T* strip(int64_t s) const { return values_.as<T>() + s * strip_stride_; }
+  int64_t strips() const { return (size_ + kernels::kStripRows - 1) / kernels::kStripRows; }
+  int64_t padded() const { return strips() * kernels::kStripRows; }
+  T* strip(int64_t s) { return values_.as<T>() + kernels::triangle_strip(s); }
+  const T* strip(int64_t s) const { return values_.as<T>() + kernels::triangle_strip(s); }
 
   // row <= column, or both in one diagonal block.
   T& at(int64_t row, int64_t column) {
@@ -33,15 +31,12 @@ class StripMatrix {
                  kernels::kStripRows)[row * kernels::kStripRows + column % kernels::kStripRows];
   }
 
-  // Overwrites 16 rows from `first` on, a multiple of 16, from their diagonal to the right with
-  // value(row, column); zeros inside the diagonal block below it, and the pad.
-  template <typename Value>
-  void fill_rows(int64_t first, const Value& value);
+  // Overwrites a row < padded(): values[column] from the diagonal to size(), zeros before it in its
+  // diagonal block; a row of the pad takes no values.
+  void set_row(int64_t row, const T* values);
 
  private:
   int64_t size_;
-  int64_t padded_;
-  int64_t strip_stride_;
   kernels::AlignedBuffer values_;
 };
 
@@ -56,24 +51,5 @@ extern template class StripMatrix<float>;
 extern template class StripMatrix<double>;
 extern template bool factor_upper(StripMatrix<float>&, double, double);
 extern template bool factor_upper(StripMatrix<double>&, double, double);
-
-template <typename T>
-template <typename Value>
-void StripMatrix<T>::fill_rows(int64_t first, const Value& value) {
-  constexpr int64_t kRows = kernels::kStripRows;
-  for (int64_t s = first / kRows; s < strips(); ++s) {
-    for (int64_t row = first; row < first + kRows; ++row) {
-      T* to = strip(s) + row * kRows;
-      for (int64_t lane = 0; lane < kRows; ++lane) {
-        const int64_t column = s * kRows + lane;
-        if (column >= size_ || row >= size_) {
-          to[lane] = row == column ? T(1) : T(0);
-        } else {
-          to[lane] = column < row ? T(0) : static_cast<T>(value(row, column));
-        }
-      }
-    }
-  }
-}
 
 }  // namespace qcore::solve

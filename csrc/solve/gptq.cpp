@@ -36,18 +36,13 @@ bool all_finite(const double* values, int64_t count) {
   return std::all_of(poison, poison + kSums, [](double p) { return p == 0.0; });
 }
 
-void require_finite_hessian(const double* hessian, int64_t n) {
-  std::atomic<bool> finite{true};
-  parallel_for(n, [&](int64_t row) {
-    if (!all_finite(hessian + row * n, n)) finite.store(false);
-  });
-  for (int64_t i = 0; !finite.load(); ++i) {
-    if (std::isfinite(hessian[i])) continue;
-    throw NumericalError(message(std::isnan(hessian[i]) ? "VALUE_NAN" : "VALUE_INF",
-                                 ": factor_hessian: hessian holds ", hessian[i], " at row ", i / n,
-                                 ", column ", i % n,
-                                 ". Look for NaN in the activations; they are never replaced."));
-  }
+[[noreturn]] void throw_not_finite(const double* hessian, int64_t n) {
+  int64_t i = 0;
+  while (std::isfinite(hessian[i])) ++i;
+  throw NumericalError(message(std::isnan(hessian[i]) ? "VALUE_NAN" : "VALUE_INF",
+                               ": factor_hessian: hessian holds ", hessian[i], " at row ", i / n,
+                               ", column ", i % n,
+                               ". Look for NaN in the activations; they are never replaced."));
 }
 
 // Column indices sorted by decreasing key, ties by index.
@@ -96,20 +91,33 @@ struct Problem {
 };
 
 // The scaled, permuted, damped Hessian in reverse, its upper triangle. Dead columns stand on the
-// mean.
+// mean. Throws when the Hessian is not finite: each row is looked at while it is in the cache.
 template <typename T>
-void fill_damped(const Problem& problem, const Factor& factor, double damp, StripMatrix<T>& b) {
+void fill_damped(const Problem& problem, const Factor& factor, StripMatrix<T>& b) {
   const int64_t n = b.size();
-  const int64_t* visited = factor.permutation.data();
-  parallel_blocks(b.padded(), kStripRows, [&](int64_t first, int64_t) {
+  const double damp = factor.damp_tried.back() * problem.mean;
+  const std::vector<int64_t> reversed(factor.permutation.rbegin(), factor.permutation.rend());
+  std::atomic<bool> finite{true};
+  parallel_blocks(b.padded(), kStripRows, [&](int64_t first, int64_t last) {
     const DefaultFloatEnvironment environment;
-    b.fill_rows(first, [&](int64_t row, int64_t column) {
-      const int64_t i = visited[n - 1 - row];
-      if (row != column) return problem.hessian[i * n + visited[n - 1 - column]] * problem.scale;
-      const double live = problem.diagonal[static_cast<size_t>(i)];
-      return (live == 0.0 ? problem.mean : live) + damp * problem.mean;
-    });
+    std::vector<T> values(static_cast<size_t>(n));
+    for (int64_t row = first; row < last; ++row) {
+      if (row < n) {
+        const int64_t i = reversed[static_cast<size_t>(row)];
+        const double* from = problem.hessian + i * n;
+        if (!all_finite(from, n)) finite.store(false);
+        for (int64_t j = row; j < n; ++j) {
+          const auto at = static_cast<size_t>(j);
+          values[at] = static_cast<T>(from[reversed[at]] * problem.scale);
+        }
+        const double live = problem.diagonal[static_cast<size_t>(i)];
+        values[static_cast<size_t>(row)] =
+            static_cast<T>((live == 0.0 ? problem.mean : live) + damp);
+      }
+      b.set_row(row, values.data());
+    }
   });
+  if (!finite.load()) throw_not_finite(problem.hessian, n);
 }
 
 // R_ij = U_{n-1-j, n-1-i}, in float32 panels.
@@ -118,7 +126,7 @@ void store_factor(const Problem& problem, const StripMatrix<T>& u, Factor& facto
   const int64_t n = u.size();
   const int64_t g = factor.group_size;
   const kernels::PanelLayout layout{g};
-  factor.r.resize(static_cast<size_t>(layout.panel(n / g, 0)));
+  factor.r = kernels::AlignedBuffer(layout.panel(n / g, 0) * static_cast<int64_t>(sizeof(float)));
   factor.column_weights.resize(static_cast<size_t>(n));
   parallel_for(n / g * layout.panels(), [&](int64_t item) {
     const DefaultFloatEnvironment environment;
@@ -126,7 +134,8 @@ void store_factor(const Problem& problem, const StripMatrix<T>& u, Factor& facto
     const int64_t panel = item % layout.panels();
     const int64_t begin = group * g + panel * kPanelColumns;
     const int64_t end = std::min(begin + kPanelColumns, (group + 1) * g);
-    float* r = factor.r.data() + layout.panel(group, panel);
+    float* r = factor.r.as<float>() + layout.panel(group, panel);
+    std::fill(r, r + layout.rows(group) * kPanelColumns, 0.0f);
     for (int64_t i = 0; i < end; ++i) {
       const int64_t column = n - 1 - i;
       const T* from = u.strip(column / kStripRows) + column % kStripRows;
@@ -147,7 +156,7 @@ void store_factor(const Problem& problem, const StripMatrix<T>& u, Factor& facto
 template <typename T>
 bool try_factor(const Problem& problem, double smallest_share, Factor& factor) {
   StripMatrix<T> matrix(factor.in_features);
-  fill_damped(problem, factor, factor.damp_tried.back(), matrix);
+  fill_damped(problem, factor, matrix);
   if (!factor_upper(matrix, kSmallestRatio, smallest_share)) return false;
   store_factor(problem, matrix, factor);
   return true;
@@ -165,7 +174,6 @@ Factor factor_hessian(const double* hessian, int64_t in_features, int64_t group_
     throw ArgumentError(message("factor_hessian: damp_ratio is ", options.damp_ratio,
                                 ". Use a number from 0 on, for example 0.03."));
   }
-  require_finite_hessian(hessian, in_features);
   const DefaultFloatEnvironment environment;
   Problem problem{hessian, std::vector<double>(static_cast<size_t>(in_features)), 1.0, 0.0};
   double sum = 0.0;
@@ -177,6 +185,7 @@ Factor factor_hessian(const double* hessian, int64_t in_features, int64_t group_
   factor.in_features = in_features;
   factor.group_size = group_size;
   for (int64_t j = 0; j < in_features; ++j) {
+    if (!std::isfinite(hessian[j * in_features + j])) throw_not_finite(hessian, in_features);
     const double value = hessian[j * in_features + j] * problem.scale;
     problem.diagonal[static_cast<size_t>(j)] = value;
     if (value == 0.0) ++factor.dead_columns;
@@ -203,7 +212,7 @@ void copy_r(const Factor& factor, float* out) {
   const int64_t n = factor.in_features;
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < n; ++j) {
-      out[i * n + j] = j < i ? 0.0f : factor.r[static_cast<size_t>(layout.at(i, j))];
+      out[i * n + j] = j < i ? 0.0f : factor.r.as<float>()[layout.at(i, j)];
     }
   }
 }
@@ -218,7 +227,7 @@ QuantizedWeight gptq(const float* weight, int64_t out_features, const Factor& fa
                                 ", not ", spec.group_size, "."));
   }
   kernels::ColumnLoopArgs loop;
-  loop.r = factor.r.data();
+  loop.r = factor.r.as<float>();
   loop.column_weights = factor.column_weights.data();
   loop.rule = options.scales == ScaleRule::kSearch ? kernels::GridRule::kWeighted
                                                    : kernels::GridRule::kMinMax;

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/blocks.h"
 #include "quant/spec.h"
 #include "solve/quantized_weight.h"
 
@@ -39,7 +40,7 @@ struct Factor {
   // R in kernels::PanelLayout{group_size}, in visiting order, of the Hessian times a power of two
   // that brings its mean diagonal near 1: the codes do not depend on that factor, and float32
   // cannot overflow.
-  std::vector<float> r;
+  kernels::AlignedBuffer r;           // float32
   std::vector<float> column_weights;  // (K,) R_jj² in visiting order, 0 for dead columns
   std::vector<double> damp_tried;     // every rung tried; the last one held, unless `failed`
   bool float64 = false;               // the rung that held did so in float64 only

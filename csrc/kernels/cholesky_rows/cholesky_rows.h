@@ -11,8 +11,8 @@
 
 namespace qcore::kernels {
 
-// Columns i of U in strips of 16: element (row k, column i) lies at strips[i / 16 · strip_stride +
-// 16 k + i % 16]. Rows below the diagonal's strip are never touched. A call works in place on rows
+// Columns i of U in strips of 16: element (row k, column i) lies at
+// strips[triangle_strip(i / 16) + 16 k + i % 16]. A call works in place on rows
 // [row_begin, row_end) of strips [strip_begin, strip_end); both ends of the rows are multiples of
 // 16. T is float or double.
 //
@@ -21,7 +21,6 @@ namespace qcore::kernels {
 template <typename T>
 struct CholeskyRowsArgs {
   T* strips = nullptr;
-  int64_t strip_stride = 0;
   int64_t row_begin = 0;
   int64_t row_end = 0;
   int64_t strip_begin = 0;

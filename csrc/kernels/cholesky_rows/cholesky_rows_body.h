@@ -15,8 +15,7 @@ constexpr int64_t kPassDepth = 128;
 // Row k of the panel whose columns start at `column`: U_k,column … U_k,column+7.
 template <typename T>
 QCORE_INLINE const T* panel_row(const CholeskyRowsArgs<T>& args, int64_t column, int64_t k) {
-  return args.strips + column / kStripRows * args.strip_stride + k * kStripRows +
-         column % kStripRows;
+  return args.strips + triangle_strip(column / kStripRows) + k * kStripRows + column % kStripRows;
 }
 
 template <typename T>
@@ -26,12 +25,12 @@ QCORE_INLINE void update_strips(const CholeskyRowsArgs<T>& args) {
     const int64_t depth = args.row_begin - k < kPassDepth ? args.row_begin - k : kPassDepth;
     for (int64_t s = args.strip_begin; s < args.strip_end; s += kTogether) {
       const int64_t strips = args.strip_end - s < kTogether ? args.strip_end - s : kTogether;
-      T* const strip = args.strips + s * args.strip_stride;
+      T* const strip = args.strips + triangle_strip(s);
+      const int64_t stride = triangle_strip(s + 1) - triangle_strip(s);
       for (int64_t j = args.row_begin; j < args.row_end; j += kPanelColumns) {
-        add_panel<true>(
-            StripProduct<T>{strip + j * kStripRows, args.strip_stride, strip + k * kStripRows,
-                            args.strip_stride, panel_row(args, j, k), kStripRows, depth},
-            strips);
+        add_panel<true>(StripProduct<T>{strip + j * kStripRows, stride, strip + k * kStripRows,
+                                        stride, panel_row(args, j, k), kStripRows, depth},
+                        strips);
       }
     }
   }
@@ -41,7 +40,7 @@ template <typename T>
 QCORE_INLINE bool eliminate_strips(const CholeskyRowsArgs<T>& args) {
   constexpr int kLanes = StripTile<T>::kLanes;
   for (int64_t s = args.strip_begin; s < args.strip_end; ++s) {
-    T* const strip = args.strips + s * args.strip_stride;
+    T* const strip = args.strips + triangle_strip(s);
     for (int64_t j0 = args.row_begin; j0 < args.row_end; j0 += kPanelColumns) {
       add_panel<true>(
           StripProduct<T>{strip + j0 * kStripRows, 0, strip + args.row_begin * kStripRows, 0,

@@ -7,8 +7,7 @@ namespace {
 
 template <typename T>
 T& element(const CholeskyRowsArgs<T>& args, int64_t row, int64_t column) {
-  return args
-      .strips[column / kStripRows * args.strip_stride + row * kStripRows + column % kStripRows];
+  return args.strips[triangle_strip(column / kStripRows) + row * kStripRows + column % kStripRows];
 }
 
 // A_ji - Σ_{k_begin <= k < k_end} U_kj U_ki

@@ -37,8 +37,11 @@ Matrix test_matrix(int64_t n, double ridge) {
 template <typename T>
 solve::StripMatrix<T> strips_of(const Matrix& full) {
   solve::StripMatrix<T> b(full.rows());
-  for (int64_t first = 0; first < b.padded(); first += 16) {
-    b.fill_rows(first, [&](int64_t i, int64_t j) { return full(i, j); });
+  for (int64_t i = 0; i < b.padded(); ++i) {
+    std::vector<T> row;
+    for (int64_t j = 0; i < b.size() && j < b.size(); ++j)
+      row.push_back(static_cast<T>(full(i, j)));
+    b.set_row(i, row.data());
   }
   return b;
 }
