@@ -1,6 +1,7 @@
 // The functions of the floor `kernels`, as Python sees them.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 
@@ -53,10 +54,16 @@ py::array_t<float> dense_matmul(const py::array& x, const py::array& weight,
 }
 
 PackedWeight make_packed_weight(const py::array& codes, const py::array& scales,
-                                const py::array& zeros, int bits, int64_t group_size) {
+                                const py::array& zeros, int bits, int64_t group_size,
+                                const OptionalArray& table) {
   const uint8_t* codes_data = as_contiguous<uint8_t>(codes, "codes", -1, -1);
   kernels::PackedWeightView shape{nullptr,    codes.shape(0), codes.shape(1),
                                   group_size, bits,           Dtype::kFloat32};
+  if (table) {
+    shape.has_table = true;
+    std::copy_n(as_vector<float>(*table, "table", kernels::kTableEntries), kernels::kTableEntries,
+                shape.table);
+  }
   kernels::packed_weight_bytes(shape);  // checks group_size before it divides
   const int64_t groups = shape.in_features / group_size;
   const float* scales_data = as_contiguous<float>(scales, "scales", shape.out_features, groups);
@@ -142,7 +149,7 @@ void bind_kernels(py::module_& module) {
   py::class_<PackedWeightBuffer, PackedWeight>(module, "PackedWeight",
                                                "Codes, scales and zeros in the kernels' layout.")
       .def(py::init(&make_packed_weight), py::arg("codes"), py::arg("scales"), py::arg("zeros"),
-           py::arg("bits"), py::arg("group_size"))
+           py::arg("bits"), py::arg("group_size"), py::arg("table") = py::none())
       .def_property_readonly("out_features",
                              [](const PackedWeight& self) { return self->view.out_features; })
       .def_property_readonly("in_features",

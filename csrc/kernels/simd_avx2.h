@@ -55,25 +55,58 @@ struct Simd {
   static QCORE_INLINE I both(I a, I b) { return _mm256_and_si256(a, b); }
   static QCORE_INLINE I either(I a, I b) { return _mm256_or_si256(a, b); }
   static QCORE_INLINE I shift_right(I a, int n) { return _mm256_srli_epi32(a, n); }
+  static QCORE_INLINE I shift_right_by(I a, int64_t n) {  // n known at run time
+    return _mm256_srl_epi32(a, _mm_cvtsi64_si128(n));
+  }
+  static QCORE_INLINE I shift_left(I a, int n) { return _mm256_slli_epi32(a, n); }
   static QCORE_INLINE F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   static QCORE_INLINE I bits(F v) { return _mm256_castps_si256(v); }
 
   // Bits 0 … 3 of each word as float32.
   static QCORE_INLINE F low_nibble_to_float(I a) { return to_float(both(a, spread_word(15))); }
-  // What nibble_pairs takes for one zero a word.
-  static QCORE_INLINE I nibble_shift(I zero) { return zero; }
-  // Byte i of each word: its low nibble is code i, its high nibble code 4 + i. pairs[p] holds code
-  // - zero of codes 2p and 2p + 1 as bfloat16: it has at most 8 significant bits, so the lower half
-  // of its float32 is 0.
-  static QCORE_INLINE void nibble_pairs(I a, I zero, I (&pairs)[4]) {
+  // What number_pairs takes for one zero a word.
+  static QCORE_INLINE I pair_shift(I zero) { return zero; }
+  // Bytes of `first` and `second` are eight codes. pairs[p] holds code - zero of codes 2p and 2p +
+  // 1 as bfloat16: it has at most 8 significant bits, so the lower half of its float32 is 0.
+  static QCORE_INLINE void number_pairs(I first, I second, I zero, I (&pairs)[4]) {
     const auto value = [&](int i) {
-      const I code = both(shift_right(a, 8 * (i % 4) + i / 4 * 4), spread_word(15));
+      const I code = both(shift_right(i < 4 ? first : second, 8 * (i % 4)), spread_word(255));
       return bits(to_float(sub(code, zero)));
     };
 #pragma GCC unroll 4
     for (int p = 0; p < 4; ++p) {
       pairs[p] = either(shift_right(value(2 * p), 16), value(2 * p + 1));
     }
+  }
+
+  // 16 numbers to choose from by bits 0 … 3 of each word.
+  struct Table {
+    F low;
+    F high;
+  };
+  static QCORE_INLINE Table load_table(const float* table) {
+    return Table{load(table), load(table + kLanes)};
+  }
+  static QCORE_INLINE F lookup(const Table& table, I index) {
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.low, index),
+                            _mm256_permutevar8x32_ps(table.high, index),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+  }
+  // number_pairs with the table's numbers, which must be exact in bfloat16.
+  static QCORE_INLINE Table load_pair_table(const float* table) { return load_table(table); }
+  static QCORE_INLINE void table_pairs(I first, I second, const Table& table, I (&pairs)[4]) {
+    const auto value = [&](int i) {
+      return bits(lookup(table, shift_right(i < 4 ? first : second, 8 * (i % 4))));
+    };
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) {
+      pairs[p] = either(shift_right(value(2 * p), 16), value(2 * p + 1));
+    }
+  }
+  // Each byte of `index`, below 16, to that byte of the table.
+  static QCORE_INLINE I lookup_bytes(const uint8_t* table, I index) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), index);
   }
 
   // 8 values of another type as float32 or int32.

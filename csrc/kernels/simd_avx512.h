@@ -48,6 +48,12 @@ struct Simd {
   static QCORE_INLINE I shift_right(I a, int n) {
     return _mm512_srli_epi32(a, static_cast<unsigned>(n));
   }
+  static QCORE_INLINE I shift_right_by(I a, int64_t n) {  // n known at run time
+    return _mm512_srl_epi32(a, _mm_cvtsi64_si128(n));
+  }
+  static QCORE_INLINE I shift_left(I a, int n) {
+    return _mm512_slli_epi32(a, static_cast<unsigned>(n));
+  }
   static QCORE_INLINE F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   static QCORE_INLINE I bits(F v) { return _mm512_castps_si512(v); }
 
@@ -57,14 +63,14 @@ struct Simd {
     const F table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     return _mm512_permutexvar_ps(a, table);
   }
-  // What nibble_pairs takes for one zero <= 16 a word.
-  static QCORE_INLINE I nibble_shift(I zero) {
+  // What number_pairs takes for one zero <= 16 a word.
+  static QCORE_INLINE I pair_shift(I zero) {
     return sub(spread_word(0x20202020), mul_words(zero, spread_word(0x01010101)));
   }
-  // Byte i of each word: its low nibble is code i, its high nibble code 4 + i. pairs[p] holds code
-  // - zero of codes 2p and 2p + 1 as bfloat16. Bytes hold code - zero + 32, so none borrows from
-  // its neighbour; their low 5 bits are the table's index.
-  static QCORE_INLINE void nibble_pairs(I a, I shift, I (&pairs)[4]) {
+  // Bytes of `first` and `second` are eight codes. pairs[p] holds code - zero of codes 2p and 2p +
+  // 1 as bfloat16. Bytes become code - zero + 32, so none borrows from its neighbour; their low 5
+  // bits are the table's index.
+  static QCORE_INLINE void number_pairs(I first, I second, I shift, I (&pairs)[4]) {
     const auto two = [](int low, int high) { return low | high << 16; };
     // bfloat16 of 0 … 15, then of -16 … -1.
     const I table = _mm512_setr_epi32(
@@ -72,18 +78,32 @@ struct Simd {
         two(0x4100, 0x4110), two(0x4120, 0x4130), two(0x4140, 0x4150), two(0x4160, 0x4170),
         two(0xc180, 0xc170), two(0xc160, 0xc150), two(0xc140, 0xc130), two(0xc120, 0xc110),
         two(0xc100, 0xc0e0), two(0xc0c0, 0xc0a0), two(0xc080, 0xc040), two(0xc000, 0xbf80));
-    const I nibble = spread_word(0x0f0f0f0f);
-    const I low = _mm512_add_epi8(both(a, nibble), shift);
-    const I high = _mm512_add_epi8(both(shift_right(a, 4), nibble), shift);
+    table_pairs(_mm512_add_epi8(first, shift), _mm512_add_epi8(second, shift), table, pairs);
+  }
+
+  // 16 numbers to choose from by bits 0 … 3 of each word.
+  using Table = F;
+  static QCORE_INLINE Table load_table(const float* table) { return load(table); }
+  static QCORE_INLINE F lookup(Table table, I index) { return _mm512_permutexvar_ps(index, table); }
+  // number_pairs with the table's numbers, which must be exact in bfloat16.
+  static QCORE_INLINE I load_pair_table(const float* table) {
+    return _mm512_castsi256_si512(_mm512_cvtepi32_epi16(shift_right(bits(load(table)), 16)));
+  }
+  static QCORE_INLINE void table_pairs(I first, I second, I table, I (&pairs)[4]) {
     // Bytes 0, 1 and 2, 3 of each word to the low bytes of its halves.
     const I first_two = _mm512_broadcast_i32x4(
         _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
     const I last_two = _mm512_broadcast_i32x4(
         _mm_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1));
-    pairs[0] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(low, first_two), table);
-    pairs[1] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(low, last_two), table);
-    pairs[2] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(high, first_two), table);
-    pairs[3] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(high, last_two), table);
+    pairs[0] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(first, first_two), table);
+    pairs[1] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(first, last_two), table);
+    pairs[2] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(second, first_two), table);
+    pairs[3] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(second, last_two), table);
+  }
+  // Each byte of `index`, below 16, to that byte of the table.
+  static QCORE_INLINE I lookup_bytes(const uint8_t* table, I index) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), index);
   }
 
   // 16 values of another type as float32 or int32.

@@ -26,7 +26,13 @@ def dense_matmul(x: AnyArray, weight: AnyArray, bias: Float32 | None = None) -> 
 
 class PackedWeight:
     def __init__(
-        self, codes: UInt8, scales: Float32, zeros: UInt8, bits: int, group_size: int
+        self,
+        codes: UInt8,
+        scales: Float32,
+        zeros: UInt8,
+        bits: int,
+        group_size: int,
+        table: Float32 | None = ...,
     ) -> None: ...
     @property
     def out_features(self) -> int: ...

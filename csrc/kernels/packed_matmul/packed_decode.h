@@ -1,4 +1,4 @@
-// Packed groups into panels (tile.h), over the vector type `Simd`.
+// Packed groups into operands, and into panels of them (tile.h), over the vector type `Simd`.
 #pragma once
 
 #include <cstring>
@@ -9,7 +9,9 @@
 namespace {
 
 using qcore::Dtype;
+using qcore::kernels::CodeTable;
 using qcore::kernels::DecodeArgs;
+using qcore::kernels::kByteOffset;
 using qcore::kernels::kLineBytes;
 using qcore::kernels::kOwnZeros;
 using qcore::kernels::PackedLayout;
@@ -22,6 +24,7 @@ struct GroupVector {
   Simd::F scale;
   Simd::I zero;
   Simd::F minus_zero;
+  const CodeTable* table;
 };
 
 QCORE_INLINE Simd::F load_scales(const uint8_t* scales, int v, Dtype dtype) {
@@ -44,7 +47,7 @@ QCORE_INLINE GroupVector group_vector(const uint8_t* group, const PackedLayout& 
   return GroupVector{
       group + v / kVectorsPerStrip * layout.code_bytes + v % kVectorsPerStrip * kVectorBytes,
       load_scales(group + layout.scale_offset, v, layout.scale_dtype), zero,
-      Simd::to_float(Simd::sub(Simd::spread_word(0), zero))};
+      Simd::to_float(Simd::sub(Simd::spread_word(0), zero)), &layout.table};
 }
 
 // Vector v of the strip.
@@ -53,22 +56,147 @@ QCORE_INLINE GroupVector group_vector(const DecodeArgs& args, int64_t g, int v) 
                       static_cast<int>(args.strip) * kVectorsPerStrip + v);
 }
 
-// code - zero of input j of a line of 8, j = 0 … 7. Two lines of memory hold it when codes are
-// bytes, one when they are nibbles.
-template <bool kBytes>
-QCORE_INLINE Simd::F value_of(const GroupVector& group, int64_t line, int j) {
-  if constexpr (kBytes) {
-    const Simd::I word = Simd::load_words(group.codes + (2 * line + j / 4) * kLineBytes);
-    const Simd::I code = Simd::both(Simd::shift_right(word, 8 * (j % 4)), Simd::spread_word(255));
-    return Simd::to_float(Simd::sub(code, group.zero));
-  } else {
+// How memory becomes codes: inputs 0 … 3 and 4 … 7 of a line of 8, a byte each. kWide: operands of
+// the int8 product need more than 5 bits. kTable: codes are indices of group.table.
+
+struct ByteCodes {
+  static constexpr bool kWide = true;
+  static constexpr bool kTable = false;
+  static QCORE_INLINE void words(const GroupVector& group, int64_t line, Simd::I& first,
+                                 Simd::I& second) {
+    first = Simd::load_words(group.codes + 2 * line * kLineBytes);
+    second = Simd::load_words(group.codes + (2 * line + 1) * kLineBytes);
+  }
+};
+
+struct NibbleCodes {
+  static constexpr bool kWide = false;
+  static constexpr bool kTable = false;
+  static QCORE_INLINE void words(const GroupVector& group, int64_t line, Simd::I& first,
+                                 Simd::I& second) {
+    const Simd::I nibble = Simd::spread_word(0x0f0f0f0f);
     const Simd::I word = Simd::load_words(group.codes + line * kLineBytes);
-    const int shift = 8 * (j % 4) + (j < 4 ? 0 : 4);
-    return Simd::add(Simd::low_nibble_to_float(Simd::shift_right(word, shift)), group.minus_zero);
+    first = Simd::both(word, nibble);
+    second = Simd::both(Simd::shift_right(word, 4), nibble);
+  }
+};
+
+struct TableCodes : NibbleCodes {
+  static constexpr bool kWide = true;
+  static constexpr bool kTable = true;
+};
+
+// Two lines of 8 inputs in one line of memory.
+struct TwoBitCodes {
+  static constexpr bool kWide = false;
+  static constexpr bool kTable = false;
+  static QCORE_INLINE void split(const uint8_t* memory, int64_t line, Simd::I& first,
+                                 Simd::I& second) {
+    const Simd::I two_bits = Simd::spread_word(0x03030303);
+    const Simd::I word = Simd::shift_right_by(Simd::load_words(memory), 4 * (line % 2));
+    first = Simd::both(word, two_bits);
+    second = Simd::both(Simd::shift_right(word, 2), two_bits);
+  }
+  static QCORE_INLINE void words(const GroupVector& group, int64_t line, Simd::I& first,
+                                 Simd::I& second) {
+    split(group.codes + line / 2 * kLineBytes, line, first, second);
+  }
+};
+
+// Four lines of 8 inputs in three: the low two bits of each code in two lines as above, then the
+// high bits of all.
+struct ThreeBitCodes {
+  static constexpr bool kWide = false;
+  static constexpr bool kTable = false;
+  static QCORE_INLINE void words(const GroupVector& group, int64_t line, Simd::I& first,
+                                 Simd::I& second) {
+    const uint8_t* three = group.codes + line / 4 * 3 * kLineBytes;
+    TwoBitCodes::split(three + line % 4 / 2 * kLineBytes, line, first, second);
+    const Simd::I bit = Simd::spread_word(0x01010101);
+    const Simd::I high =
+        Simd::shift_right_by(Simd::load_words(three + 2 * kLineBytes), 2 * (line % 4));
+    first = Simd::either(first, Simd::shift_left(Simd::both(high, bit), 2));
+    second = Simd::either(second, Simd::shift_left(Simd::both(Simd::shift_right(high, 1), bit), 2));
+  }
+};
+
+// Calls body with the kind of codes that the weight holds.
+template <class Body>
+QCORE_INLINE void with_codes(const PackedLayout& layout, const Body& body) {
+  if (layout.has_table) return body(TableCodes{});
+  switch (layout.bits) {
+    case 2:
+      return body(TwoBitCodes{});
+    case 3:
+      return body(ThreeBitCodes{});
+    case 4:
+      return body(NibbleCodes{});
+    default:
+      return body(ByteCodes{});
   }
 }
 
-template <bool kBytes>
+// What eight codes of one line stand for, without the scale.
+template <class Codes>
+QCORE_INLINE void line_values(const GroupVector& group, int64_t line, Simd::F (&values)[8]) {
+  Simd::I words[2];
+  Codes::words(group, line, words[0], words[1]);
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    const Simd::I word = Simd::shift_right(words[j / 4], 8 * (j % 4));
+    if constexpr (Codes::kTable) {
+      values[j] = Simd::lookup(Simd::load_table(group.table->values), word);
+    } else if constexpr (Codes::kWide) {
+      const Simd::I code = Simd::both(word, Simd::spread_word(255));
+      values[j] = Simd::to_float(Simd::sub(code, group.zero));
+    } else {
+      values[j] = Simd::add(Simd::low_nibble_to_float(word), group.minus_zero);
+    }
+  }
+}
+
+// The same as four pairs of bfloat16. `shift` is Simd::pair_shift of the group's zero.
+template <class Codes>
+QCORE_INLINE void line_pairs(const GroupVector& group, Simd::I shift, int64_t line,
+                             Simd::I (&pairs)[4]) {
+  if constexpr (Codes::kWide && !Codes::kTable) {
+    Simd::F values[8];
+    line_values<Codes>(group, line, values);
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) {
+      // |code - zero| <= 256 has at most 8 significant bits: the lower half of the float is 0.
+      pairs[p] = Simd::either(Simd::shift_right(Simd::bits(values[2 * p]), 16),
+                              Simd::bits(values[2 * p + 1]));
+    }
+  } else {
+    Simd::I first;
+    Simd::I second;
+    Codes::words(group, line, first, second);
+    if constexpr (Codes::kTable) {
+      Simd::table_pairs(first, second, Simd::load_pair_table(group.table->rounded), pairs);
+    } else {
+      Simd::number_pairs(first, second, shift, pairs);
+    }
+  }
+}
+
+// The same for the int8 product, as unsigned bytes of which byte_zero stands for 0.
+template <class Codes>
+QCORE_INLINE void line_bytes(const GroupVector& group, int64_t line, Simd::I& first,
+                             Simd::I& second) {
+  Codes::words(group, line, first, second);
+  if constexpr (Codes::kTable) {
+    first = Simd::lookup_bytes(group.table->bytes, first);
+    second = Simd::lookup_bytes(group.table->bytes, second);
+  }
+}
+
+template <class Codes>
+QCORE_INLINE Simd::I byte_zero(const GroupVector& group) {
+  return Codes::kTable ? Simd::spread_word(kByteOffset) : group.zero;
+}
+
+template <class Codes>
 void decode_floats_of(const DecodeArgs& args) {
   const int64_t size = args.layout.group_size;
   for (int64_t g = 0; g < args.n_groups; ++g) {
@@ -76,11 +204,12 @@ void decode_floats_of(const DecodeArgs& args) {
       const GroupVector group = group_vector(args, g, v);
       float* out = reinterpret_cast<float*>(args.panel) + g * size * kStripWidth + v * Simd::kLanes;
       for (int64_t k = 0; k < size; k += 8) {
+        Simd::F values[8];
+        line_values<Codes>(group, k / 8, values);
 #pragma GCC unroll 8
         for (int j = 0; j < 8; ++j) {
           if (k + j < size) {
-            Simd::store(out + (k + j) * kStripWidth,
-                        Simd::mul(value_of<kBytes>(group, k / 8, j), group.scale));
+            Simd::store(out + (k + j) * kStripWidth, Simd::mul(values[j], group.scale));
           }
         }
       }
@@ -88,35 +217,18 @@ void decode_floats_of(const DecodeArgs& args) {
   }
 }
 
-// The pairs of one line of 8 inputs. `shift` is Simd::nibble_shift of the group's zero.
-template <bool kBytes>
-QCORE_INLINE void line_pairs(const GroupVector& group, Simd::I shift, int64_t line,
-                             Simd::I (&pairs)[4]) {
-  if constexpr (kBytes) {
-#pragma GCC unroll 4
-    for (int p = 0; p < 4; ++p) {
-      // |code - zero| <= 256 has at most 8 significant bits: the lower half of the float is 0.
-      const Simd::I even = Simd::bits(value_of<kBytes>(group, line, 2 * p));
-      const Simd::I odd = Simd::bits(value_of<kBytes>(group, line, 2 * p + 1));
-      pairs[p] = Simd::either(Simd::shift_right(even, 16), odd);
-    }
-  } else {
-    Simd::nibble_pairs(Simd::load_words(group.codes + line * kLineBytes), shift, pairs);
-  }
-}
-
-template <bool kBytes>
+template <class Codes>
 void decode_pairs_of(const DecodeArgs& args) {
   const int64_t size = args.layout.padded_group;
   for (int64_t g = 0; g < args.n_groups; ++g) {
     for (int v = 0; v < kVectorsPerStrip; ++v) {
       const GroupVector group = group_vector(args, g, v);
       Simd::store(args.scales + g * kStripWidth + v * Simd::kLanes, group.scale);
-      const Simd::I shift = Simd::nibble_shift(group.zero);
+      const Simd::I shift = Simd::pair_shift(group.zero);
       uint32_t* out = args.panel + g * size / 2 * kStripWidth + v * Simd::kLanes;
       for (int64_t k = 0; k < size; k += 8) {
         Simd::I pairs[4];
-        line_pairs<kBytes>(group, shift, k / 8, pairs);
+        line_pairs<Codes>(group, shift, k / 8, pairs);
 #pragma GCC unroll 4
         for (int p = 0; p < 4; ++p) Simd::store_words(out + (k / 2 + p) * kStripWidth, pairs[p]);
       }
@@ -124,26 +236,11 @@ void decode_pairs_of(const DecodeArgs& args) {
   }
 }
 
-// Inputs 0 … 3 and 4 … 7 of a line of 8, a byte each.
-template <bool kBytes>
-QCORE_INLINE void code_words(const GroupVector& group, int64_t line, Simd::I& first,
-                             Simd::I& second) {
-  if constexpr (kBytes) {
-    first = Simd::load_words(group.codes + 2 * line * kLineBytes);
-    second = Simd::load_words(group.codes + (2 * line + 1) * kLineBytes);
-  } else {
-    const Simd::I nibble = Simd::spread_word(0x0f0f0f0f);
-    const Simd::I word = Simd::load_words(group.codes + line * kLineBytes);
-    first = Simd::both(word, nibble);
-    second = Simd::both(Simd::shift_right(word, 4), nibble);
-  }
-}
-
-// Nibbles as code - zero. Bytes as code - 128, the rest is 128 - zero.
-template <bool kBytes>
+// Narrow codes as code - zero. Wide ones less kByteOffset; the rest is kByteOffset - zero.
+template <class Codes>
 void decode_codes_of(const DecodeArgs& args) {
   const int64_t size = args.layout.padded_group;
-  const Simd::I middle = Simd::spread_word(qcore::kernels::kByteOffset);
+  const Simd::I middle = Simd::spread_word(kByteOffset);
   const Simd::I in_every_byte = Simd::spread_word(0x01010101);
   const Simd::I x_offset = Simd::mul_words(Simd::spread_word(128), in_every_byte);
   for (int64_t g = 0; g < args.n_groups; ++g) {
@@ -151,21 +248,22 @@ void decode_codes_of(const DecodeArgs& args) {
       const GroupVector group = group_vector(args, g, v);
       const int64_t at = g * kStripWidth + v * Simd::kLanes;
       Simd::store(args.scales + at, group.scale);
-      if (kBytes && args.rests != nullptr) {
-        Simd::store_words(args.rests + at, Simd::sub(middle, group.zero));
+      if (Codes::kWide && args.rests != nullptr) {
+        Simd::store_words(args.rests + at, Simd::sub(middle, byte_zero<Codes>(group)));
       }
-      const Simd::I zero = Simd::mul_words(kBytes ? middle : group.zero, in_every_byte);
+      const Simd::I zero =
+          Simd::mul_words(Codes::kWide ? middle : byte_zero<Codes>(group), in_every_byte);
       Simd::I first_sum = Simd::spread_word(0);
       Simd::I second_sum = first_sum;
       uint32_t* out = args.panel + g * size / 4 * kStripWidth + v * Simd::kLanes;
       for (int64_t s = 0; s < size / 4; s += 2) {
         Simd::I first;
         Simd::I second;
-        code_words<kBytes>(group, s / 2, first, second);
+        line_bytes<Codes>(group, s / 2, first, second);
         first = Simd::sub_bytes(first, zero);
         second = Simd::sub_bytes(second, zero);
-        first_sum = Simd::dot_codes<kBytes>(first_sum, x_offset, first);
-        second_sum = Simd::dot_codes<kBytes>(second_sum, x_offset, second);
+        first_sum = Simd::dot_codes<Codes::kWide>(first_sum, x_offset, first);
+        second_sum = Simd::dot_codes<Codes::kWide>(second_sum, x_offset, second);
         Simd::store_words(out + s * kStripWidth, first);
         Simd::store_words(out + (s + 1) * kStripWidth, second);
       }
@@ -176,13 +274,13 @@ void decode_codes_of(const DecodeArgs& args) {
 }
 
 void decode_floats(const DecodeArgs& args) {
-  args.layout.bits == 8 ? decode_floats_of<true>(args) : decode_floats_of<false>(args);
+  with_codes(args.layout, [&](auto codes) { decode_floats_of<decltype(codes)>(args); });
 }
 void decode_pairs(const DecodeArgs& args) {
-  args.layout.bits == 8 ? decode_pairs_of<true>(args) : decode_pairs_of<false>(args);
+  with_codes(args.layout, [&](auto codes) { decode_pairs_of<decltype(codes)>(args); });
 }
 void decode_codes(const DecodeArgs& args) {
-  args.layout.bits == 8 ? decode_codes_of<true>(args) : decode_codes_of<false>(args);
+  with_codes(args.layout, [&](auto codes) { decode_codes_of<decltype(codes)>(args); });
 }
 
 }  // namespace

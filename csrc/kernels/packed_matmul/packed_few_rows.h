@@ -22,34 +22,34 @@ constexpr int64_t kAheadBytes = 4096;
 // one vector of outputs in one group.
 
 // int8 activations: Σ (code - zero) · x = Σ code · x - zero · Σ x.
-template <bool kBytes>
+template <class Codes>
 struct CodeOperands {
   static constexpr int kSteps = 2;
   static constexpr bool kPadded = true;  // x holds zeros past the end of a group
   using Word = Simd::I;
-  using Sum = typename CodeStep<kBytes>::Sum;
+  using Sum = typename CodeStep<Codes::kWide>::Sum;
 
   CodeOperands() = default;
   explicit QCORE_INLINE CodeOperands(const GroupVector& vector) : group(vector) {}
   QCORE_INLINE Sum start(Simd::F /*total*/, int32_t x_sum) const {
-    return (Sum)Simd::mul_words(Simd::sub(Simd::spread_word(0), group.zero),
+    return (Sum)Simd::mul_words(Simd::sub(Simd::spread_word(0), byte_zero<Codes>(group)),
                                 Simd::spread_word(x_sum));
   }
   QCORE_INLINE Simd::F finish(Sum sum, Simd::F total) const {
     return Simd::fma(Simd::to_float((Simd::I)sum), group.scale, total);
   }
   QCORE_INLINE void line(int64_t line, Simd::I (&w)[kSteps]) const {
-    code_words<kBytes>(group, line, w[0], w[1]);
+    line_bytes<Codes>(group, line, w[0], w[1]);
   }
   static QCORE_INLINE Sum step(Sum sum, const uint8_t* x, Simd::I w) {
-    return (Sum)Simd::dot_codes<kBytes>((Simd::I)sum, w, spread_step(x));
+    return (Sum)Simd::dot_codes<Codes::kWide>((Simd::I)sum, w, spread_step(x));
   }
 
   GroupVector group;
 };
 
 // Rows rounded to bfloat16: a sum of its own, then times the scale.
-template <bool kBytes>
+template <class Codes>
 struct PairOperands {
   static constexpr int kSteps = 4;
   static constexpr bool kPadded = true;
@@ -58,13 +58,13 @@ struct PairOperands {
 
   PairOperands() = default;
   explicit QCORE_INLINE PairOperands(const GroupVector& vector)
-      : group(vector), shift(Simd::nibble_shift(vector.zero)) {}
+      : group(vector), shift(Simd::pair_shift(vector.zero)) {}
   QCORE_INLINE Sum start(Simd::F /*total*/, int32_t /*x_sum*/) const { return Simd::zero(); }
   QCORE_INLINE Simd::F finish(Sum sum, Simd::F total) const {
     return Simd::fma(sum, group.scale, total);
   }
   QCORE_INLINE void line(int64_t line, Simd::I (&w)[kSteps]) const {
-    line_pairs<kBytes>(group, shift, line, w);
+    line_pairs<Codes>(group, shift, line, w);
   }
   static QCORE_INLINE Sum step(Sum sum, const uint8_t* x, Simd::I w) {
     return Simd::dot_pairs(sum, spread_step(x), w);
@@ -75,7 +75,7 @@ struct PairOperands {
 };
 
 // Rows of float32: one sum over all groups, of weights that hold their scale.
-template <bool kBytes>
+template <class Codes>
 struct FloatOperands {
   static constexpr int kSteps = 8;
   static constexpr bool kPadded = false;  // adding x · 0 could turn a sum of -0 into 0
@@ -87,8 +87,9 @@ struct FloatOperands {
   QCORE_INLINE Sum start(Simd::F total, int32_t /*x_sum*/) const { return total; }
   QCORE_INLINE Simd::F finish(Sum sum, Simd::F /*total*/) const { return sum; }
   QCORE_INLINE void line(int64_t line, Simd::F (&w)[kSteps]) const {
+    line_values<Codes>(group, line, w);
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) w[j] = Simd::mul(value_of<kBytes>(group, line, j), group.scale);
+    for (Simd::F& value : w) value = Simd::mul(value, group.scale);
   }
   static QCORE_INLINE Sum step(Sum sum, const uint8_t* x, Simd::F w) {
     float value;
@@ -224,9 +225,9 @@ void few_rows_of(const FewRowsArgs& args) {
   }
 }
 
-template <template <bool> class Operands>
+template <template <class> class Operands>
 void few_rows(const FewRowsArgs& args) {
-  args.layout.bits == 8 ? few_rows_of<Operands<true>>(args) : few_rows_of<Operands<false>>(args);
+  with_codes(args.layout, [&](auto codes) { few_rows_of<Operands<decltype(codes)>>(args); });
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "base/half.h"
 #include "kernels/packed_matmul/packed_matmul.h"
+#include "quant/grid.h"
 
 namespace qcore::kernels {
 
@@ -14,12 +15,25 @@ constexpr int64_t kStripOutputs = 16;
 constexpr int64_t kBandStrips = 4;
 constexpr int64_t kBandOutputs = kBandStrips * kStripOutputs;
 constexpr int64_t kLineBytes = 64;
-constexpr int64_t kLineInputs = 8;  // groups are filled up to whole lines of nibbles
+constexpr int64_t kLineInputs = 8;  // of a line of nibbles; products take groups in such steps
+
+// int8 weights of 8 bits are code - 128, and of a table round(127 · value).
+constexpr int kByteOffset = 128;
+constexpr float kTableSteps = 127.0f;
+
+// A table in the three forms that products multiply.
+struct CodeTable {
+  float values[kTableEntries];
+  float rounded[kTableEntries];  // to bfloat16
+  uint8_t bytes[kTableEntries];  // kByteOffset + round(kTableSteps · value)
+};
 
 struct PackedLayout {
   int bits;
   Dtype scale_dtype;
   int shared_zero;  // as in PackedWeightView
+  bool has_table;
+  CodeTable table;
   int64_t group_size;
   int64_t padded_group;  // group_size rounded up to kLineInputs
   int64_t n_groups;
@@ -31,6 +45,32 @@ struct PackedLayout {
   int64_t band_bytes;
 };
 
+static inline CodeTable code_table(const float* values) {
+  CodeTable table{};
+  for (int i = 0; i < kTableEntries; ++i) {
+    table.values[i] = values[i];
+    table.rounded[i] = to_float(to_bf16(values[i]));
+    const float steps = round_half_even(values[i] * kTableSteps);
+    table.bytes[i] = static_cast<uint8_t>(kByteOffset + static_cast<int>(steps));
+  }
+  return table;
+}
+
+// Lines that hold the codes of one group of one strip.
+static inline int64_t code_lines(int64_t group_size, int bits) {
+  const auto lines = [&](int64_t inputs) { return (group_size + inputs - 1) / inputs; };
+  switch (bits) {
+    case 2:
+      return lines(2 * kLineInputs);
+    case 3:
+      return 3 * lines(4 * kLineInputs);
+    case 4:
+      return lines(kLineInputs);
+    default:
+      return 2 * lines(kLineInputs);
+  }
+}
+
 static inline PackedLayout packed_layout(const PackedWeightView& weight) {
   PackedLayout layout{};
   layout.bits = weight.bits;
@@ -40,7 +80,9 @@ static inline PackedLayout packed_layout(const PackedWeightView& weight) {
   layout.padded_group = (weight.group_size + kLineInputs - 1) / kLineInputs * kLineInputs;
   layout.n_groups = weight.group_size > 0 ? weight.in_features / weight.group_size : 0;
   layout.n_bands = (weight.out_features + kBandOutputs - 1) / kBandOutputs;
-  layout.code_bytes = layout.padded_group * kStripOutputs / (weight.bits == 8 ? 1 : 2);
+  layout.code_bytes = code_lines(weight.group_size, weight.bits) * kLineBytes;
+  layout.has_table = weight.has_table;
+  if (weight.has_table) layout.table = code_table(weight.table);
   layout.scale_offset = kBandStrips * layout.code_bytes;
   layout.zero_offset = layout.scale_offset + kBandOutputs * size_in_bytes(weight.scale_dtype);
   layout.group_bytes = layout.zero_offset + (weight.shared_zero == kOwnZeros ? kBandOutputs : 0);
@@ -51,20 +93,44 @@ static inline PackedLayout packed_layout(const PackedWeightView& weight) {
 // Below, `group` is the start of a group of a band, o < 64 an output of the band, k an input of the
 // group.
 
-static inline int64_t code_offset(const PackedLayout& layout, int64_t o, int64_t k) {
-  const int64_t line = layout.bits == 8 ? k / 4 : k / 8;
-  return o / kStripOutputs * layout.code_bytes + line * kLineBytes + 4 * (o % kStripOutputs) +
-         k % 4;
+// Where a code, or for 3 bits its low two bits and then its high one, lies.
+struct CodePlace {
+  int64_t byte;
+  int shift;
+  int bits;
+};
+
+static inline CodePlace code_place(const PackedLayout& layout, int64_t o, int64_t k) {
+  const int64_t strip = o / kStripOutputs * layout.code_bytes + 4 * (o % kStripOutputs) + k % 4;
+  const int64_t word = k / 4;  // inputs come in words of 4
+  switch (layout.bits) {
+    case 2:
+      return {strip + word / 4 * kLineBytes, static_cast<int>(word % 4) * 2, 2};
+    case 3:
+      return {strip + (word / 8 * 3 + word / 4 % 2) * kLineBytes, static_cast<int>(word % 4) * 2,
+              2};
+    case 4:
+      return {strip + word / 2 * kLineBytes, static_cast<int>(word % 2) * 4, 4};
+    default:
+      return {strip + word * kLineBytes, 0, 8};
+  }
 }
 
-static inline int code_shift(const PackedLayout& layout, int64_t k) {
-  return layout.bits != 8 && k % 8 >= 4 ? 4 : 0;
+static inline CodePlace high_bit_place(const PackedLayout& layout, int64_t o, int64_t k) {
+  const int64_t strip = o / kStripOutputs * layout.code_bytes + 4 * (o % kStripOutputs) + k % 4;
+  const int64_t word = k / 4;
+  return {strip + (word / 8 * 3 + 2) * kLineBytes, static_cast<int>(word % 8), 1};
+}
+
+static inline int bits_at(const uint8_t* group, CodePlace place) {
+  return (group[place.byte] >> place.shift) & ((1 << place.bits) - 1);
 }
 
 static inline uint8_t code_at(const PackedLayout& layout, const uint8_t* group, int64_t o,
                               int64_t k) {
-  const int byte = group[code_offset(layout, o, k)];
-  return static_cast<uint8_t>(layout.bits == 8 ? byte : (byte >> code_shift(layout, k)) & 15);
+  const int low = bits_at(group, code_place(layout, o, k));
+  const int high = layout.bits == 3 ? bits_at(group, high_bit_place(layout, o, k)) : 0;
+  return static_cast<uint8_t>(low | high << 2);
 }
 
 static inline float scale_at(const PackedLayout& layout, const uint8_t* group, int64_t o) {

@@ -63,7 +63,8 @@ class Product {
       case Activations::kInt8:
         group_steps_ = layout_.padded_group / 4;
         decode_ = tiles.decode_codes;
-        multiply_ = weight_.bits == 8 ? tiles.multiply_byte_codes : tiles.multiply_nibble_codes;
+        multiply_ = weight_.bits == 8 || weight_.has_table ? tiles.multiply_byte_codes
+                                                           : tiles.multiply_nibble_codes;
         has_rests_ = weight_.bits == 8 && weight_.shared_zero != kByteOffset;
         break;
     }

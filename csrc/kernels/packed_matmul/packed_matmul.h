@@ -17,12 +17,16 @@ enum class Activations : int { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
 // Bands of 64 outputs follow each other; the last one is filled up with outputs of scale 0. A band
 // holds its K / g groups in order, and a group is one run of 64-byte lines:
 //
-//   codes   of four strips of 16 outputs, one strip after the other.
-//           bits 2, 3, 4: ceil(g / 8) lines of 8 inputs. Byte 4·o + i of the line that starts at
-//           input k holds code(o, k + i) in its low and code(o, k + 4 + i) in its high nibble,
-//           i = 0 … 3, o = 0 … 15.
-//           bits 8: 2 · ceil(g / 8) lines of 4 inputs. Byte 4·o + i holds code(o, k + i).
-//           Inputs past the end of the group carry the group's zero.
+//   codes   of four strips of 16 outputs, one strip after the other. Byte 4·o + i of a line
+//           belongs to output o = 0 … 15 and inputs k + i, k + 4 + i, …, i = 0 … 3, lowest bits
+//           first; k is the line's first input.
+//           bits 8: lines of 4 inputs, two for each 8.
+//           bits 4: lines of 8 inputs, code(o, k + i) in the low and code(o, k + 4 + i) in the high
+//           nibble.
+//           bits 2: lines of 16 inputs.
+//           bits 3: three lines for each 32 inputs: two as for bits 2, of the codes' low two bits,
+//           then one of 32 inputs, of their high bits.
+//           Inputs past the end of the group weigh nothing: x has zeros there.
 //   scales  64 values of scale_dtype
 //   zeros   64 bytes; none when the whole weight has one zero
 //
@@ -30,6 +34,8 @@ enum class Activations : int { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
 
 // PackedWeightView::shared_zero of a weight whose zeros differ.
 constexpr int kOwnZeros = -1;
+
+constexpr int kTableEntries = 16;
 
 struct PackedWeightView {
   const uint8_t* data = nullptr;  // 64-byte aligned, written by pack_weight
@@ -39,6 +45,9 @@ struct PackedWeightView {
   int bits = 4;            // 2, 3, 4 or 8
   Dtype scale_dtype = Dtype::kFloat32;
   int shared_zero = kOwnZeros;  // the zero of every group, when they are all the same
+  // bits 4 only: a code stands for scale · table[code]; zeros are kept, and not used.
+  bool has_table = false;
+  float table[kTableEntries] = {};  // in [-1, 1]
 };
 
 // The narrowest of float16, bfloat16 and float32 that holds all `count` scales exactly.
@@ -49,7 +58,8 @@ int shared_zero_of(const uint8_t* zeros, int64_t count);
 
 // Bytes of the packed form; reads every field of `shape` but data. Throws ArgumentError for a shape
 // that cannot be packed: bits not 2, 3, 4 or 8, a group size that does not divide, a group so long
-// that its int8 sum could leave 32 bits (above 65,000 inputs).
+// that its int8 sum could leave 32 bits (above 65,000 inputs), a table of other than 4 bits or
+// beyond [-1, 1].
 int64_t packed_weight_bytes(const PackedWeightView& shape);
 
 //   codes   (N, K)  uint8, each < 2^bits
@@ -79,6 +89,11 @@ void unpack_weight(const PackedWeightView& weight, uint8_t* codes, float* scales
 //            q · (code - zero) are exact; one fused multiply-add with the scale per group, groups
 //            in order; then times max|x| / 127. The same bits on every backend. A row that holds
 //            NaN or infinity gives NaN; a row whose max|x| is under 2^-100 counts as zero.
+//
+// A weight with a table has table[code] in the place of code - zero: exactly for kFloat32; rounded
+// to bfloat16 for kBfloat16, within 2^-9 of itself; and for kInt8 as t = round(127 · table[code]),
+// with which Σ q · t is exact and the row's factor is max|x| / 127 / 127, so a weight is off by at
+// most scale / 254.
 //
 // The bias is added last. A row gives the same bits in any batch and for any number of threads.
 struct PackedMatmulArgs {

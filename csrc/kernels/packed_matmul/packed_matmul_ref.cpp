@@ -22,8 +22,17 @@ struct PackedRow {
 
   const uint8_t* group(int64_t g) const { return band + g * layout.group_bytes; }
   float scale(int64_t g) const { return scale_at(layout, group(g), o); }
-  int value(int64_t g, int64_t k) const {  // code - zero
-    return int{code_at(layout, group(g), o, k)} - zero_at(layout, group(g), o);
+  int code(int64_t g, int64_t k) const { return code_at(layout, group(g), o, k); }
+  // What a code stands for, without the scale: exactly, in bfloat16, and in int8.
+  float value(int64_t g, int64_t k) const {
+    return layout.has_table ? layout.table.values[code(g, k)] : static_cast<float>(steps(g, k));
+  }
+  float rounded(int64_t g, int64_t k) const {
+    return layout.has_table ? layout.table.rounded[code(g, k)] : static_cast<float>(steps(g, k));
+  }
+  int steps(int64_t g, int64_t k) const {
+    return layout.has_table ? layout.table.bytes[code(g, k)] - kByteOffset
+                            : code(g, k) - zero_at(layout, group(g), o);
   }
 };
 
@@ -37,8 +46,7 @@ float dot_float32(const PackedRow& row, const float* x) {
   for (int64_t g = 0; g < row.layout.n_groups; ++g) {
     const float scale = row.scale(g);
     for (int64_t k = 0; k < row.layout.group_size; ++k) {
-      sum = std::fma(x[g * row.layout.group_size + k], scale * static_cast<float>(row.value(g, k)),
-                     sum);
+      sum = std::fma(x[g * row.layout.group_size + k], scale * row.value(g, k), sum);
     }
   }
   return sum;
@@ -52,9 +60,9 @@ float dot_bfloat16(const PackedRow& row, const float* x) {
     float group_sum = 0.0f;
     for (int64_t k = 0; k < size; k += 2) {
       if (k + 1 < size) {
-        group_sum = std::fma(xs[k + 1], static_cast<float>(row.value(g, k + 1)), group_sum);
+        group_sum = std::fma(xs[k + 1], row.rounded(g, k + 1), group_sum);
       }
-      group_sum = std::fma(xs[k], static_cast<float>(row.value(g, k)), group_sum);
+      group_sum = std::fma(xs[k], row.rounded(g, k), group_sum);
     }
     sum = std::fma(group_sum, row.scale(g), sum);
   }
@@ -91,11 +99,11 @@ float dot_int8(const PackedRow& row, const QuantizedRow& x) {
   for (int64_t g = 0; g < row.layout.n_groups; ++g) {
     int32_t group_sum = 0;
     for (int64_t k = 0; k < row.layout.group_size; ++k) {
-      group_sum += x.q[static_cast<size_t>(g * row.layout.group_size + k)] * row.value(g, k);
+      group_sum += x.q[static_cast<size_t>(g * row.layout.group_size + k)] * row.steps(g, k);
     }
     sum = std::fma(static_cast<float>(group_sum), row.scale(g), sum);
   }
-  return sum * x.scale;
+  return sum * (x.scale / (row.layout.has_table ? kTableSteps : 1.0f));
 }
 
 void one_token(const PackedMatmulArgs& args, int64_t m) {

@@ -71,7 +71,7 @@ void quantize_row(const float* __restrict x, const PackedLayout& layout, int8_t*
     for (int64_t k = size; k < padded; ++k) to[k] = 0;
     sums[g] = sum;
   }
-  *scale = largest / 127.0f;
+  *scale = largest / 127.0f / (layout.has_table ? qcore::kernels::kTableSteps : 1.0f);
 }
 
 }  // namespace

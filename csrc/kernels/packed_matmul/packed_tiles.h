@@ -13,9 +13,6 @@ namespace qcore::kernels {
 // and maximum / 127 are normal numbers.
 constexpr float kSmallestMaximum = 0x1p-100f;
 
-// int8 weights of 8 bits are code - 128; what is left of a group's zero is a "rest" (tile.h).
-constexpr int kByteOffset = 128;
-
 // Some consecutive groups of one strip, to be laid out as lines of a panel (tile.h).
 struct DecodeArgs {
   const uint8_t* groups = nullptr;  // of the strip's band
@@ -58,9 +55,9 @@ struct FewRowsArgs {
 // Steps of one group: group_size for floats, padded_group / 2 for pairs, padded_group / 4 for
 // codes.
 struct PackedTiles {
-  void (*decode_floats)(const DecodeArgs& args);  // scale · (code - zero), rounded once
-  void (*decode_pairs)(const DecodeArgs& args);   // code - zero, exact in bfloat16
-  void (*decode_codes)(const DecodeArgs& args);   // code - zero as int8, or what fits
+  void (*decode_floats)(const DecodeArgs& args);  // the weight, rounded once
+  void (*decode_pairs)(const DecodeArgs& args);   // code - zero, or the rounded table
+  void (*decode_codes)(const DecodeArgs& args);   // code - zero, or the table's bytes
   void (*multiply_floats)(const TileArgs& args);
   void (*multiply_pairs)(const TileArgs& args);
   void (*multiply_nibble_codes)(const TileArgs& args);  // |w| <= 16
@@ -72,7 +69,8 @@ struct PackedTiles {
 
   // One row of x, its groups filled up with zeros to layout.padded_group.
   void (*round_row)(const float* x, const PackedLayout& layout, Bf16* rounded);
-  // sums: of q, one a group. scale: what one step of q stands for; NaN when x is not finite.
+  // sums: of q, one a group. scale: what one step of q stands for, or of q times a table's byte;
+  // NaN when x is not finite.
   void (*quantize_row)(const float* x, const PackedLayout& layout, int8_t* q, int32_t* sums,
                        float* scale);
 };

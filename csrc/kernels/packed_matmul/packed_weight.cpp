@@ -30,16 +30,36 @@ void put_scale(uint8_t* scales, int64_t o, Dtype dtype, float value) {
   std::memcpy(scales + 2 * o, &bits, sizeof bits);
 }
 
+void put_bits(uint8_t* group, CodePlace place, int code) {
+  const int bits = code & ((1 << place.bits) - 1);
+  group[place.byte] = static_cast<uint8_t>(group[place.byte] | bits << place.shift);
+}
+
 // One group of one output, its bytes already cleared.
 void pack_group(const uint8_t* codes, float scale, uint8_t zero, const PackedWeightView& shape,
                 const PackedLayout& layout, int64_t o, uint8_t* group) {
   for (int64_t k = 0; k < layout.padded_group; ++k) {
     const int code = k < shape.group_size ? codes[k] : std::min<int>(zero, (1 << shape.bits) - 1);
-    uint8_t& byte = group[code_offset(layout, o, k)];
-    byte = static_cast<uint8_t>(byte | (code << code_shift(layout, k)));
+    put_bits(group, code_place(layout, o, k), code);
+    if (shape.bits == 3) put_bits(group, high_bit_place(layout, o, k), code >> 2);
   }
   put_scale(group + layout.scale_offset, o, shape.scale_dtype, scale);
   if (shape.shared_zero == kOwnZeros) group[layout.zero_offset + o] = zero;
+}
+
+void check_table(const PackedWeightView& shape) {
+  if (!shape.has_table) return;
+  if (shape.bits != 4) {
+    throw ArgumentError(
+        message("packed_weight: bits is ", shape.bits, ". A table holds 16 values: use 4 bits."));
+  }
+  for (int i = 0; i < kTableEntries; ++i) {
+    if (!(shape.table[i] >= -1.0f && shape.table[i] <= 1.0f)) {
+      throw ArgumentError(message("packed_weight: table value ", i, " is ", shape.table[i],
+                                  ". Divide the table by its largest magnitude and multiply the "
+                                  "scales by it."));
+    }
+  }
 }
 
 void check_values(const uint8_t* codes, const float* scales, const uint8_t* zeros,
@@ -107,6 +127,7 @@ int64_t packed_weight_bytes(const PackedWeightView& shape) {
     throw ArgumentError(message("packed_weight: group_size is ", shape.group_size, ". Use at most ",
                                 kLongestGroup, "."));
   }
+  check_table(shape);
   const PackedLayout layout = packed_layout(shape);
   return layout.n_bands * layout.band_bytes;
 }

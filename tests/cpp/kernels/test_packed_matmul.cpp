@@ -30,10 +30,18 @@ struct alignas(64) Line {
   uint8_t bytes[64];
 };
 
+// Weights of 4 bits may stand for the values of a table: kTable, of -1, -0.87 … 0.93.
+constexpr int kTable = -4;
+
 struct Layer {
   // one_zero: 2^(bits - 1) for every group, as symmetric weights have it.
-  Layer(int64_t N, int64_t K, int64_t group_size, int bits, Numbers& numbers, bool one_zero = false)
-      : view{nullptr, N, K, group_size, bits, Dtype::kFloat16} {
+  Layer(int64_t N, int64_t K, int64_t group_size, int kind, Numbers& numbers, bool one_zero = false)
+      : view{nullptr, N, K, group_size, kind == kTable ? 4 : kind, Dtype::kFloat16} {
+    const int bits = view.bits;
+    view.has_table = kind == kTable;
+    for (int i = 0; i < kTableEntries; ++i) {
+      view.table[i] = kind == kTable ? static_cast<float>(i) * 0.129f - 1.0f : 0.0f;
+    }
     for (int64_t i = 0; i < N * K; ++i) {
       codes.push_back(static_cast<uint8_t>(numbers.below(1u << bits)));
     }
@@ -50,10 +58,21 @@ struct Layer {
     view.data = data;
   }
   int64_t groups() const { return view.in_features / view.group_size; }
-  double weight(int64_t n, int64_t k) const {
+  // As the kernel multiplies it.
+  double weight(int64_t n, int64_t k, Activations activations) const {
     const auto group = static_cast<size_t>(n * groups() + k / view.group_size);
-    return static_cast<double>(scales[group]) *
-           (codes[static_cast<size_t>(n * view.in_features + k)] - zeros[group]);
+    const int code = codes[static_cast<size_t>(n * view.in_features + k)];
+    const auto scale = static_cast<double>(scales[group]);
+    if (!view.has_table) return scale * (code - zeros[group]);
+    switch (activations) {
+      case Activations::kFloat32:
+        return scale * static_cast<double>(view.table[code]);
+      case Activations::kBfloat16:
+        return scale * static_cast<double>(to_float(to_bf16(view.table[code])));
+      case Activations::kInt8:
+        break;
+    }
+    return scale * static_cast<double>(std::nearbyint(view.table[code] * 127.0f)) / 127.0;
   }
 
   PackedWeightView view;
@@ -99,6 +118,69 @@ void the_layout_is_as_described() {
   shape.bits = 8;
   shape.scale_dtype = Dtype::kFloat32;
   CHECK(packed_weight_bytes(shape) == (4 * 4 + 4) * 64);
+}
+
+void two_and_three_bits_take_no_more() {
+  // Rows 0 and 1: the word of an input, and its place in the word.
+  PackedWeightView shape{nullptr, 2, 32, 32, 3, Dtype::kFloat16, 4};
+  CHECK(packed_weight_bytes(shape) == (4 * 3 + 2) * 64);
+  std::vector<uint8_t> codes(64);
+  for (size_t i = 0; i < 32; ++i) {
+    codes[i] = static_cast<uint8_t>(i / 4);
+    codes[32 + i] = static_cast<uint8_t>(2 * (i % 4));
+  }
+  const float scales[2] = {1.0f, 1.0f};
+  uint8_t zeros[2] = {4, 4};
+  Line lines[14];
+  pack_weight(codes.data(), scales, zeros, shape, lines[0].bytes);
+  for (size_t i = 0; i < 4; ++i) {
+    CHECK(lines[0].bytes[i] == 0xe4);  // words 0 … 3
+    CHECK(lines[1].bytes[i] == 0xe4);  // words 4 … 7, less 4
+    CHECK(lines[2].bytes[i] == 0xf0);
+    CHECK(lines[0].bytes[4 + i] == (i % 2 == 0 ? 0x00 : 0xaa));
+    CHECK(lines[2].bytes[4 + i] == (i < 2 ? 0x00 : 0xff));
+  }
+  shape = PackedWeightView{nullptr, 2, 16, 16, 2, Dtype::kFloat16, 2};
+  CHECK(packed_weight_bytes(shape) == (4 * 1 + 2) * 64);
+  zeros[0] = zeros[1] = 2;
+  for (size_t i = 0; i < 16; ++i) codes[i] = codes[16 + i] = static_cast<uint8_t>(i / 4);
+  pack_weight(codes.data(), scales, zeros, shape, lines[0].bytes);
+  CHECK(lines[0].bytes[0] == 0xe4);
+  CHECK(lines[0].bytes[7] == 0xe4);
+}
+
+// Every product of a group at its largest: sixteen bits must not saturate on the way.
+void the_largest_int8_sums_are_exact() {
+  for (const int kind : {2, 3, 4, 8, kTable}) {
+    const int bits = kind == kTable ? 4 : kind;
+    for (const bool high : {false, true}) {
+      PackedWeightView view{nullptr, 16, 64, 64, bits, Dtype::kFloat16};
+      view.has_table = kind == kTable;
+      for (float& value : view.table) value = high ? 1.0f : -1.0f;
+      const auto code = static_cast<uint8_t>(high ? (1 << bits) - 1 : 0);
+      const auto zero = static_cast<uint8_t>(high ? 0 : (1 << bits) - 1);
+      const int value = kind == kTable ? (high ? 127 : -127) : code - zero;
+      const std::vector<uint8_t> codes(16 * 64, code);
+      const std::vector<uint8_t> zeros(16, zero);
+      const std::vector<float> scales(16, 1.0f);
+      std::vector<Line> memory(static_cast<size_t>(packed_weight_bytes(view)) / sizeof(Line));
+      pack_weight(codes.data(), scales.data(), zeros.data(), view, memory.front().bytes);
+      view.data = memory.front().bytes;
+      for (const int64_t M : {1, 18}) {
+        for (const float sign : {1.0f, -1.0f}) {
+          const std::vector<float> x(static_cast<size_t>(M * 64), sign);
+          const float step = 1.0f / 127.0f / (kind == kTable ? 127.0f : 1.0f);
+          const float expected = static_cast<float>(64 * 127 * value) * sign * step;
+          for (const Backend backend : available_backends()) {
+            std::vector<float> y(static_cast<size_t>(M * 16));
+            PackedMatmulArgs args{x.data(), 64, Activations::kInt8, view, nullptr, y.data(), 16, M};
+            packed_matmul(args, backend);
+            for (const float got : y) CHECK(got == expected);
+          }
+        }
+      }
+    }
+  }
 }
 
 // The row worked out in docs/formats.md: code(o, i) = (3 · o + i) mod 16, zeros 5 … 12.
@@ -188,7 +270,7 @@ void check_product(const Layer& layer, const std::vector<float>& x, int64_t M,
       double sum = 0.0, x_norm = 0.0, w_norm = 0.0;
       for (int64_t k = 0; k < K; ++k) {
         const double a = used[static_cast<size_t>(k)];
-        const double b = layer.weight(n, k);
+        const double b = layer.weight(n, k, activations);
         sum += a * b;
         x_norm += a * a;
         w_norm += b * b;
@@ -202,7 +284,7 @@ void check_product(const Layer& layer, const std::vector<float>& x, int64_t M,
 
 void every_backend_is_within_its_bound() {
   Numbers numbers;
-  for (const int bits : {2, 3, 4, 8}) {
+  for (const int bits : {2, 3, 4, 8, kTable}) {
     for (const int64_t group_size : {32, 64, 192, 12}) {
       for (const int64_t M : {1, 3, 7, 8, 16, 17}) {
         const Layer layer(33, 192, group_size, bits, numbers, M == 7);
@@ -238,6 +320,14 @@ void refuses_what_it_cannot_take() {
   const uint8_t zero = 0;
   CHECK_THROWS((pack_weight(&zero, &inexact, &zero, shape, lines[0].bytes), 0), ArgumentError);
   CHECK_THROWS((pack_weight(&code, &scale, &zero, shape, lines[0].bytes), 0), ArgumentError);
+  shape.has_table = true;
+  shape.table[3] = 1.5f;
+  CHECK_THROWS(packed_weight_bytes(shape), ArgumentError);
+  shape.table[3] = 1.0f;
+  shape.bits = 3;
+  CHECK_THROWS(packed_weight_bytes(shape), ArgumentError);
+  shape.bits = 4;
+  shape.has_table = false;
   shape.shared_zero = 8;
   CHECK_THROWS((pack_weight(&zero, &scale, &zero, shape, lines[0].bytes), 0), ArgumentError);
 }
@@ -246,9 +336,11 @@ void refuses_what_it_cannot_take() {
 
 int main() {
   the_layout_is_as_described();
+  two_and_three_bits_take_no_more();
   the_worked_row_is_as_documented();
   scales_take_the_narrowest_exact_type();
   packing_and_unpacking_are_inverse();
+  the_largest_int8_sums_are_exact();
   every_backend_is_within_its_bound();
   refuses_what_it_cannot_take();
   return qcore::test::report();

@@ -108,7 +108,8 @@ def test_packing_gives_back_what_it_took(bits, scale_dtype, rng):
         (4, np.float16, 2048 + 128 + 64),
         (4, ml_dtypes.bfloat16, 2048 + 128 + 64),
         (4, np.float32, 2048 + 256 + 64),
-        (2, np.float16, 2048 + 128 + 64),
+        (2, np.float16, 1024 + 128 + 64),
+        (3, np.float16, 1536 + 128 + 64),
         (8, np.float16, 4096 + 128 + 64),
     ],
 )
@@ -117,6 +118,62 @@ def test_bytes_are_those_of_the_layout(bits, scale_dtype, group_bytes, rng):
     assert layer.packed.nbytes == 2 * 3 * group_bytes  # bands, groups
     layer.zeros[:] = 2  # a zero that all groups share is not stored
     assert layer.packed.nbytes == 2 * 3 * (group_bytes - 64)
+
+
+# bitsandbytes' NF4 (formats.md, section 7).
+NF4 = np.array(
+    [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ],
+    dtype=np.float32,
+)
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_table_weights_are_within_their_bounds(backend, activations, rng):
+    """2 · K · 2^-24 · norms as ever, with the table in the form that the product multiplies."""
+    steps = {
+        "float32": NF4.astype(np.float64),
+        "bfloat16": NF4.astype(ml_dtypes.bfloat16).astype(np.float64),
+        "int8": np.rint(np.float32(127) * NF4).astype(np.float64) / 127.0,
+    }[activations]
+    assert (np.abs(steps - NF4) <= np.maximum(0.5 / 127, 2.0**-9 * np.abs(NF4))).all()
+    for (N, K, group_size), M in zip(LAYERS * 2, [*TOKENS, *TOKENS, 5, 65], strict=True):
+        layer = random_layer(rng, N, K, 4, group_size)
+        packed = _core.PackedWeight(
+            layer.codes, layer.scales, layer.zeros, 4, group_size=group_size, table=NF4
+        )
+        x = rng.standard_normal((M, K), dtype=np.float32)
+        with forced_backend("ref"):
+            reference = _core.packed_matmul(x, packed, activations=activations)
+        with forced_backend(backend):
+            y = _core.packed_matmul(x, packed, activations=activations)
+        if activations != "bfloat16":
+            assert np.array_equal(y, reference)
+        exact_x, scale = used_x(x, activations) if M else (x, 1.0)
+        weight = layer.scales.astype(np.float64).repeat(group_size, axis=1) * steps[layer.codes]
+        norms = np.outer(np.linalg.norm(exact_x * scale, axis=1), np.linalg.norm(weight, axis=1))
+        err = np.abs(y - exact_x @ weight.T * scale)
+        assert (err <= 2 * max(K, 2) * 2.0**-24 * norms).all(), (N, K, group_size, M, err.max())
+
+
+@pytest.mark.parametrize(
+    ("bits", "table", "message"),
+    [
+        (3, NF4, "A table holds 16 values: use 4 bits"),
+        (4, 2 * NF4, "table value 0 is -2"),
+        (4, np.where(NF4 == 0, np.nan, NF4).astype(np.float32), "table value 7 is nan"),
+    ],
+    ids=["bits", "range", "nan"],
+)
+def test_rejects_a_table_it_cannot_take(bits, table, message, rng):
+    layer = random_layer(rng, 2, 32, bits)
+    with pytest.raises(ValueError, match=message):
+        _core.PackedWeight(layer.codes, layer.scales, layer.zeros, bits, 32, table=table)
 
 
 @pytest.mark.parametrize("bits", BITS)
