@@ -1,9 +1,13 @@
 // The functions of the floor `quant`, as Python sees them.
+#include <algorithm>
+#include <string>
+
 #include "base/error.h"
 #include "bind/arrays.h"
 #include "bind/bind.h"
 #include "bind/bind_spec.h"
 #include "quant/grid.h"
+#include "quant/nf4.h"
 #include "quant/pack.h"
 
 namespace qcore::bind {
@@ -69,6 +73,40 @@ py::array_t<float> dequantize_codes(const py::array& codes, const py::array& sca
   return out;
 }
 
+py::tuple quantize_nf4_bound(const py::array& weight, int64_t group_size,
+                             const std::string& scale_dtype) {
+  const float* data = as_contiguous<float>(weight, "weight", -1, -1);
+  const int64_t rows = weight.shape(0);
+  const int64_t columns = weight.shape(1);
+  const QuantSpec spec = make_spec(kNf4Bits, group_size, false, false, scale_dtype);
+  auto codes = new_array<uint8_t>({rows, columns});
+  auto scales = new_array<float>({rows, columns / group_size});
+  auto zeros = new_array<uint8_t>({rows, columns / group_size});
+  std::fill_n(zeros.mutable_data(), zeros.size(), kNf4Zero);
+  {
+    const py::gil_scoped_release nogil;
+    quantize_nf4(data, rows, columns, group_size, spec.scale_dtype, codes.mutable_data(),
+                 scales.mutable_data());
+  }
+  return py::make_tuple(codes, scales, zeros);
+}
+
+py::array_t<float> dequantize_nf4_codes(const py::array& codes, const py::array& scales,
+                                        const py::array& zeros) {
+  const CodesView view = as_codes(codes, scales, zeros);
+  auto out = new_array<float>({view.out_features, view.in_features});
+  const py::gil_scoped_release nogil;
+  dequantize_nf4(view.codes, view.scales, view.out_features, view.in_features, view.groups,
+                 out.mutable_data());
+  return out;
+}
+
+py::array_t<float> nf4_table() {
+  auto table = new_array<float>({kNf4Codes});
+  std::copy_n(kNf4Table, kNf4Codes, table.mutable_data());
+  return table;
+}
+
 }  // namespace
 
 void bind_quant(py::module_& module) {
@@ -82,6 +120,11 @@ void bind_quant(py::module_& module) {
              py::arg("rows"), "The inverse of pack_columns.");
   module.def("dequantize", &dequantize_codes, py::arg("codes"), py::arg("scales"), py::arg("zeros"),
              "scale · (code - zero) in float32.");
+  module.def("nf4_table", &nf4_table, "The 16 values of NF4.");
+  module.def("quantize_nf4", &quantize_nf4_bound, py::arg("weight"), py::arg("group_size"),
+             py::arg("scale_dtype"), "(codes, scales, zeros) of the nearest NF4 values.");
+  module.def("dequantize_nf4", &dequantize_nf4_codes, py::arg("codes"), py::arg("scales"),
+             py::arg("zeros"), "scale · NF4 value in float32; zeros take no part.");
 }
 
 }  // namespace qcore::bind

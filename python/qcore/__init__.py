@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qcore.layers import dequantize as dequantize
     from qcore.layers import packed_matmul as packed_matmul
     from qcore.layers import quantize_gptq as quantize_gptq
+    from qcore.layers import quantize_nf4 as quantize_nf4
     from qcore.layers import quantize_rtn as quantize_rtn
     from qcore.layers import search_awq_scales as search_awq_scales
     from qcore.model import Artifact as Artifact
@@ -59,6 +60,7 @@ _HOMES = {
     "packed_matmul": ("qcore.layers", "packed_matmul"),
     "quantize": ("qcore.quantization", "quantize"),
     "quantize_gptq": ("qcore.layers", "quantize_gptq"),
+    "quantize_nf4": ("qcore.layers", "quantize_nf4"),
     "quantize_rtn": ("qcore.layers", "quantize_rtn"),
     "search_awq_scales": ("qcore.layers", "search_awq_scales"),
 }
@@ -85,6 +87,7 @@ __all__ = [
     "packed_matmul",
     "quantize",
     "quantize_gptq",
+    "quantize_nf4",
     "quantize_rtn",
     "search_awq_scales",
 ]

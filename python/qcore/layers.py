@@ -19,7 +19,7 @@ import numpy.typing as npt
 from qcore import _core
 from qcore.arrays import as_array, as_float32_matrix, as_float_matrix
 from qcore.errors import ArgumentError, CalibrationError, DtypeError, NumericalError, QcoreWarning
-from qcore.spec import Array, Float32Array, QuantizedLinear, QuantSpec
+from qcore.spec import Array, Float32Array, QuantizedLinear, QuantSpec, ScaleDtype
 
 Float64Array = npt.NDArray[np.float64]
 ActOrder = Literal["group", "none"]
@@ -134,6 +134,33 @@ def quantize_rtn(weight: Any, spec: QuantSpec) -> QuantizedLinear:
     return _layer(_core.rtn(w, **spec.grid_arguments(w.shape[1])), spec, None)
 
 
+def quantize_nf4(
+    weight: Any, group_size: int = 64, *, scale_dtype: ScaleDtype = "float32"
+) -> QuantizedLinear:
+    """Round each weight to the nearest of the 16 NF4 values times its group's largest magnitude.
+
+    NF4 (QLoRA, arXiv 2305.14314) fits weights that are normally distributed. No data. The result
+    multiplies (`packed_matmul`) and dequantizes; no artifact format holds it.
+
+    Args:
+        weight: (out_features, in_features) float32, float16 or bfloat16, C-contiguous; unchanged.
+        group_size: inputs that share a scale; divides in_features. -1 means the whole row.
+        scale_dtype: the type that holds the scales exactly.
+
+    Returns:
+        Codes, scales and zeros; each zero is 7, the code of 0.0. No weight moves by more than 0.152
+        of its group's largest magnitude, apart from the rounding of the scale.
+
+    Raises:
+        RecipeError: GROUP_INDIVISIBLE.
+        NumericalError: VALUE_NAN, VALUE_INF (row, column, count), SCALE_OVERFLOW.
+    """
+    w = as_float32_matrix(weight, "weight")
+    spec = QuantSpec(bits=4, group_size=group_size, scale_dtype=scale_dtype, table="nf4")
+    size = spec.resolved_group_size(w.shape[1])
+    return _layer(_core.quantize_nf4(w, size, scale_dtype), spec, None)
+
+
 def quantize_gptq(
     weight: Any,
     hessian: Hessian | Array,
@@ -244,16 +271,24 @@ def packed_matmul(
         (n_tokens, out_features) float32.
     """
     rows = as_float32_matrix(x, "x", layer.in_features)
-    packed = _core.PackedWeight(
-        layer.codes, layer.scales, layer.zeros, layer.spec.bits, layer.group_size
-    )
+    packed = packed_weight(layer)
     shift = None if bias is None else as_array(bias, "bias")
     return _core.packed_matmul(rows, packed, shift, activations=activations)
 
 
 def dequantize(layer: QuantizedLinear) -> Float32Array:
-    """scale · (code - zero) for every weight: (out_features, in_features) float32."""
+    """What every code stands for: (out_features, in_features) float32."""
+    if layer.spec.table == "nf4":
+        return _core.dequantize_nf4(layer.codes, layer.scales, layer.zeros)
     return _core.dequantize(layer.codes, layer.scales, layer.zeros)
+
+
+def packed_weight(layer: QuantizedLinear) -> _core.PackedWeight:
+    """The layer as the kernels read it."""
+    table = _core.nf4_table() if layer.spec.table == "nf4" else None
+    return _core.PackedWeight(
+        layer.codes, layer.scales, layer.zeros, layer.spec.bits, layer.group_size, table
+    )
 
 
 def _layer(

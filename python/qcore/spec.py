@@ -16,6 +16,8 @@ Array: TypeAlias = npt.NDArray[Any]
 ScaleDtype: TypeAlias = Literal["float16", "bfloat16", "float32"]
 
 BITS = (2, 3, 4, 8)
+TABLES = ("nf4",)
+TABLE_BITS = 4
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class QuantSpec:
         signed_scales: symmetric only: a group's scale may be negative, so that its largest
             magnitude falls on code 0.
         scale_dtype: how the file stores scales; codes are chosen with the stored value.
+        table: None for codes that stand for scale · (code - zero); "nf4" for scale · table[code],
+            which `quantize_nf4` makes and no artifact format holds.
     """
 
     bits: int = 4
@@ -37,11 +41,19 @@ class QuantSpec:
     symmetric: bool = False
     signed_scales: bool = True
     scale_dtype: ScaleDtype = "float16"
+    table: Literal["nf4"] | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise RecipeError(
                 f"bits is {self.bits!r}.", found=self.bits, needed=BITS, remedy="Use 2, 3, 4 or 8."
+            )
+        if self.table is not None and (self.table not in TABLES or self.bits != TABLE_BITS):
+            raise RecipeError(
+                f"table is {self.table!r} with {self.bits} bits.",
+                found=(self.table, self.bits),
+                needed=TABLES,
+                remedy='Use "nf4" with 4 bits, or None.',
             )
         if self.group_size != -1 and self.group_size < 1:
             raise RecipeError(
@@ -69,7 +81,17 @@ class QuantSpec:
         return size
 
     def grid_arguments(self, in_features: int) -> dict[str, Any]:
-        """The fields as the compiled solvers take them, for a layer of this width."""
+        """The fields as the compiled solvers take them, for a layer of this width.
+
+        Raises:
+            RecipeError: GROUP_INDIVISIBLE; or the codes of this grid are indices of a table.
+        """
+        if self.table is not None:
+            raise RecipeError(
+                f"The grid is the table {self.table}.",
+                found=self.table,
+                remedy="Use quantize_nf4; the other solvers take evenly spaced grids.",
+            )
         return {
             "bits": self.bits,
             "group_size": self.resolved_group_size(in_features),
@@ -82,6 +104,8 @@ class QuantSpec:
 @dataclass(frozen=True, eq=False)
 class QuantizedLinear:
     """One quantized layer: weight ≈ scales · (codes - zeros), group by group.
+
+    With `spec.table`, weight ≈ scales · table[codes].
 
     Attributes:
         codes: (out_features, in_features) uint8, each below 2^bits.
@@ -117,7 +141,7 @@ class QuantizedLinear:
         )
 
     def dequantize(self) -> Float32Array:
-        """scales · (codes - zeros): (out_features, in_features) float32."""
+        """The weight that the codes stand for: (out_features, in_features) float32."""
         from qcore.layers import dequantize
 
         return dequantize(self)
@@ -143,7 +167,7 @@ class QuantizedLinear:
         return FORMATS[format].encode(self)
 
     def __repr__(self) -> str:
-        kind = "symmetric" if self.spec.symmetric else "asymmetric"
+        kind = self.spec.table or ("symmetric" if self.spec.symmetric else "asymmetric")
         loss = "" if self.loss is None else f", loss {self.loss:.3g}"
         return (
             f"QuantizedLinear({self.out_features} x {self.in_features}, {self.spec.bits} bits, "

@@ -173,6 +173,9 @@ class Format(ABC):
         )
 
     def _misfits_of(self, spec: QuantSpec, out_features: int, in_features: int) -> list[Misfit]:
+        if spec.table is not None:
+            text = f"it has no codes of the table {spec.table}"
+            return [Misfit("FORMAT_TARGET", text, "an evenly spaced grid (table None)")]
         if spec.bits not in self.bits:
             held = _either(self.bits)
             return [

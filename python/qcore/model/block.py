@@ -10,6 +10,7 @@ import numpy as np
 from qcore import _core
 from qcore.checkpoint.architectures import BlockPlan, NormPlan
 from qcore.errors import ArgumentError
+from qcore.layers import packed_weight
 from qcore.spec import Array, Float32Array, QuantizedLinear
 
 Weight: TypeAlias = Array | QuantizedLinear
@@ -185,9 +186,7 @@ def _contiguous(vector: Array) -> Float32Array:
 def _kernel_form(weight: Weight | _core.PackedWeight) -> Array | _core.PackedWeight:
     """Dense weights as they are (copied only if a file put them at an odd address)."""
     if isinstance(weight, QuantizedLinear):
-        return _core.PackedWeight(
-            weight.codes, weight.scales, weight.zeros, weight.spec.bits, weight.group_size
-        )
+        return packed_weight(weight)
     if isinstance(weight, _core.PackedWeight) or weight.flags.aligned:
         return weight
     return weight.copy()
