@@ -12,10 +12,18 @@
 namespace qcore::kernels {
 namespace {
 
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+using Run = void (*)(const AttentionArgs&, const std::vector<AttentionItem>&);
+
+void run_ref(const AttentionArgs& args, const std::vector<AttentionItem>& items) {
+  parallel_for(static_cast<int64_t>(items.size()),
+               [&](int64_t index) { attention_item_ref(args, items[static_cast<size_t>(index)]); });
+}
+
+#if defined(__x86_64__)
 // With fewer items a thread, threads share the keys of an item.
 constexpr int64_t kItemsPerThread = 4;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The pages that some row of an item sees, [first, last).
 struct Pages {
@@ -97,14 +105,6 @@ void run_splits(const AttentionArgs& args, const AttentionLoops& loops,
   }
 }
 
-using Run = void (*)(const AttentionArgs&, const std::vector<AttentionItem>&);
-
-void run_ref(const AttentionArgs& args, const std::vector<AttentionItem>& items) {
-  parallel_for(static_cast<int64_t>(items.size()),
-               [&](int64_t index) { attention_item_ref(args, items[static_cast<size_t>(index)]); });
-}
-
-#if defined(__x86_64__)
 void run_loops(const AttentionArgs& args, const std::vector<AttentionItem>& items,
                const AttentionLoops& loops) {
   int64_t splits = 0;
