@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from qcore import _core
 from qcore.errors import ArgumentError, EvaluationError, escaped
+from qcore.layers import packed_weight
 from qcore.model.generation import checked_activations
 from qcore.speed.result import COLD_ROWS, Bench, Line, Ratio
 
@@ -176,17 +177,13 @@ def _layers_line(
     totals = np.zeros((2, pairs))
     parts = []
     read = 0.0
-    for (out_features, in_features, bits, group_size), names in shapes.items():
+    for (out_features, in_features, _, _), names in shapes.items():
         layer = artifact.quantized(names[0])
         dense = layer.dequantize().astype(ml_dtypes.bfloat16)
         x = rng.standard_normal((rows, in_features), dtype=np.float32)
         narrow = x if activations == "float32" else x.astype(ml_dtypes.bfloat16)
-
-        def pack(layer: Any = layer, bits: int = bits, group: int = group_size) -> Any:
-            return _core.PackedWeight(layer.codes, layer.scales, layer.zeros, bits, group)
-
-        first = pack()
-        packed = [first, *(pack() for _ in range(_copies(first.nbytes, cold) - 1))]
+        first = packed_weight(layer)
+        packed = [first, *(packed_weight(layer) for _ in range(_copies(first.nbytes, cold) - 1))]
         denses = [dense.copy() for _ in range(_copies(dense.nbytes, cold))]
         seconds = alternating(
             _in_turn(partial(_core.dense_matmul, narrow), denses),
