@@ -79,29 +79,21 @@ def against_peers(session: Session, folder: Path, out: Path) -> None:
     options = session.options
     count = 4 if session.quick else options.peer_samples
     first = in_child(options.model, options.calib, count, out)
+    print(f"\nquantize, {first['tokens']:,} tokens, groups of {GROUP_SIZE}:")
     tokens = folder / "tokens.json"
     tokens.write_text(json.dumps(first["sequences"]), "utf-8")
     ours, theirs = [first], {}
+    tell(session, "qcore", first, first["tokens"])
     model = str(Path(options.model).resolve())
     for name in quantizers.VARIABLES:
         found = quantizers.measured(name, model, tokens, GROUP_SIZE, _core.num_threads())
         if found is None:
-            print(f"{name} is absent: {quantizers.BRING[name]}")
+            print(f"  {name} is absent: {quantizers.BRING[name]}")
             continue
         theirs[name] = found
+        tell(session, f"{name} {found['version']}", found, first["tokens"])
         ours.append(in_child(options.model, options.calib, count, out))
-    print(f"\nquantize, {first['tokens']:,} tokens, groups of {GROUP_SIZE}:")
-    told = [("qcore", run) for run in ours]
-    told += [(f"{name} {run['version']}", run) for name, run in theirs.items()]
-    for name, run in told:
-        print(
-            f"  {name:28} {run['seconds']:7.1f} s {run['cpu_seconds']:7.1f} CPU s "
-            f"{run['peak_mb']:7.0f} MB"
-        )
-        session.timings.append(
-            {key: run[key] for key in ("seconds", "cpu_seconds", "peak_mb")}
-            | {"label": f"quantize {first['tokens']} tokens", "name": name}
-        )
+        tell(session, "qcore", ours[-1], first["tokens"])
     goal_name = f"quantize, {first['tokens']:,} tokens, one run each"
     if not theirs:
         lines = "; ".join(quantizers.BRING.values())
@@ -116,3 +108,14 @@ def against_peers(session: Session, folder: Path, out: Path) -> None:
         rival=f"the fastest peer ({best})",
         missing=f"absent: {', '.join(absent)}" if absent else "",
     )
+
+
+def tell(session: Session, name: str, run: dict[str, Any], tokens: int) -> None:
+    """One run of one quantizer, printed as it comes and kept for the JSON."""
+    print(
+        f"  {name:28} {run['seconds']:7.1f} s {run['cpu_seconds']:7.1f} CPU s "
+        f"{run['peak_mb']:7.0f} MB",
+        flush=True,
+    )
+    kept = {key: run[key] for key in ("seconds", "cpu_seconds", "peak_mb")}
+    session.timings.append(kept | {"label": f"quantize {tokens} tokens", "name": name})
