@@ -12,8 +12,10 @@ from qcore.errors import QcoreWarning
 
 # libgomp (GNU), libiomp5 (Intel), libomp (LLVM); wheels add a hash: libgomp-98b21ff3.so.1.0.0.
 _RUNTIME = re.compile(r"/lib(?:gomp|iomp5|omp)[-.][^/]*$")
-# Two looks so far apart: a thread that was only passing by is not seen twice.
-_BETWEEN_LOOKS_S = 0.02
+# A thread that computes or spins is on a CPU for most of such a time; one that is only being put to
+# sleep is not, however long it waits for a CPU to do so.
+_LOOK_S = 0.02
+_RUNNING_SHARE = 0.25
 _TASKS = Path("/proc/self/task")
 
 
@@ -30,12 +32,16 @@ def openmp_runtimes() -> list[str]:
 
 
 def running_threads() -> int:
-    """Threads of this process, the caller's apart, that are running: seen so on two looks."""
-    first = _running()
-    if not first:
+    """Threads of this process, the caller's apart, that use a CPU during a look of 20 ms."""
+    before = _cpu_seconds()
+    if not before:
         return 0
-    time.sleep(_BETWEEN_LOOKS_S)
-    return len(first & _running())
+    time.sleep(_LOOK_S)
+    after = _cpu_seconds()
+    return sum(
+        after.get(task, 0.0) - seconds >= _RUNNING_SHARE * _LOOK_S
+        for task, seconds in before.items()
+    )
 
 
 def warn_of_running_threads() -> None:
@@ -61,15 +67,15 @@ def warn_of_running_threads() -> None:
     )
 
 
-def _running() -> set[str]:
+def _cpu_seconds() -> dict[str, float]:
+    """Seconds on a CPU of every other thread so far; empty where the system does not tell."""
     own = str(threading.get_native_id())
-    found = set()
+    seconds = {}
     for task in _TASKS.glob("*") if _TASKS.is_dir() else ():
         try:
-            # "tid (name) state ...": the name may hold spaces and brackets.
-            state = (task / "stat").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue  # it has ended
-        if task.name != own and state.rpartition(")")[2].split()[0] == "R":
-            found.add(task.name)
-    return found
+            nanoseconds = (task / "schedstat").read_text(encoding="utf-8").split()[0]
+        except (OSError, IndexError):
+            continue  # the thread has ended, or the kernel keeps no such statistics
+        if task.name != own:
+            seconds[task.name] = int(nanoseconds) * 1e-9
+    return seconds
