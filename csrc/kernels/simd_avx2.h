@@ -61,9 +61,10 @@ struct Simd {
   static QCORE_INLINE I shift_left(I a, int n) { return _mm256_slli_epi32(a, n); }
   static QCORE_INLINE F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   static QCORE_INLINE I bits(F v) { return _mm256_castps_si256(v); }
+  static QCORE_INLINE F float_of(I v) { return _mm256_castsi256_ps(v); }
 
-  // Bits 0 … 3 of each word as float32.
-  static QCORE_INLINE F low_nibble_to_float(I a) { return to_float(both(a, spread_word(15))); }
+  // a & b | c
+  static QCORE_INLINE I both_or(I a, I b, I c) { return either(both(a, b), c); }
   // What number_pairs takes for one zero a word.
   static QCORE_INLINE I pair_shift(I zero) { return zero; }
   // Bytes of `first` and `second` are eight codes. pairs[p] holds code - zero of codes 2p and 2p +

@@ -56,13 +56,10 @@ struct Simd {
   }
   static QCORE_INLINE F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   static QCORE_INLINE I bits(F v) { return _mm512_castps_si512(v); }
+  static QCORE_INLINE F float_of(I v) { return _mm512_castsi512_ps(v); }
 
-  // Nibbles by table: a permutation looks at the low bits of an index alone.
-  // Bits 0 … 3 of each word as float32.
-  static QCORE_INLINE F low_nibble_to_float(I a) {
-    const F table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return _mm512_permutexvar_ps(a, table);
-  }
+  // a & b | c
+  static QCORE_INLINE I both_or(I a, I b, I c) { return _mm512_ternarylogic_epi32(a, b, c, 0xea); }
   // What number_pairs takes for one zero <= 16 a word.
   static QCORE_INLINE I pair_shift(I zero) {
     return sub(spread_word(0x20202020), mul_words(zero, spread_word(0x01010101)));

@@ -23,7 +23,7 @@ struct GroupVector {
   const uint8_t* codes;  // of the first line
   Simd::F scale;
   Simd::I zero;
-  Simd::F minus_zero;
+  Simd::F minus_base[2];  // -(2^23 + zero) and -(2^15 + zero); see line_values
   const CodeTable* table;
 };
 
@@ -44,10 +44,14 @@ QCORE_INLINE GroupVector group_vector(const uint8_t* group, const PackedLayout& 
   const Simd::I zero = layout.shared_zero == kOwnZeros
                            ? Simd::load_bytes(group + layout.zero_offset + v * Simd::kLanes)
                            : Simd::spread_word(layout.shared_zero);
+  const Simd::F minus_low = Simd::to_float(Simd::sub(Simd::spread_word(-(1 << 23)), zero));
+  const Simd::F minus_high = Simd::to_float(Simd::sub(Simd::spread_word(-(1 << 15)), zero));
   return GroupVector{
       group + v / kVectorsPerStrip * layout.code_bytes + v % kVectorsPerStrip * kVectorBytes,
-      load_scales(group + layout.scale_offset, v, layout.scale_dtype), zero,
-      Simd::to_float(Simd::sub(Simd::spread_word(0), zero)), &layout.table};
+      load_scales(group + layout.scale_offset, v, layout.scale_dtype),
+      zero,
+      {minus_low, minus_high},
+      &layout.table};
 }
 
 // Vector v of the strip.
@@ -57,9 +61,11 @@ QCORE_INLINE GroupVector group_vector(const DecodeArgs& args, int64_t g, int v) 
 }
 
 // How memory becomes codes: inputs 0 … 3 and 4 … 7 of a line of 8, a byte each. kWide: operands of
-// the int8 product need more than 5 bits. kTable: codes are indices of group.table.
+// the int8 product need more than 5 bits. kTable: codes are indices of group.table. kBytes: of
+// memory for 8 inputs of a strip.
 
 struct ByteCodes {
+  static constexpr int64_t kBytes = 2 * kLineBytes;
   static constexpr bool kWide = true;
   static constexpr bool kTable = false;
   static QCORE_INLINE void words(const GroupVector& group, int64_t line, Simd::I& first,
@@ -70,6 +76,7 @@ struct ByteCodes {
 };
 
 struct NibbleCodes {
+  static constexpr int64_t kBytes = kLineBytes;
   static constexpr bool kWide = false;
   static constexpr bool kTable = false;
   static QCORE_INLINE void words(const GroupVector& group, int64_t line, Simd::I& first,
@@ -88,6 +95,7 @@ struct TableCodes : NibbleCodes {
 
 // Two lines of 8 inputs in one line of memory.
 struct TwoBitCodes {
+  static constexpr int64_t kBytes = kLineBytes / 2;
   static constexpr bool kWide = false;
   static constexpr bool kTable = false;
   static QCORE_INLINE void split(const uint8_t* memory, int64_t line, Simd::I& first,
@@ -106,6 +114,7 @@ struct TwoBitCodes {
 // Four lines of 8 inputs in three: the low two bits of each code in two lines as above, then the
 // high bits of all.
 struct ThreeBitCodes {
+  static constexpr int64_t kBytes = 3 * kLineBytes / 4;
   static constexpr bool kWide = false;
   static constexpr bool kTable = false;
   static QCORE_INLINE void words(const GroupVector& group, int64_t line, Simd::I& first,
@@ -136,21 +145,24 @@ QCORE_INLINE void with_codes(const PackedLayout& layout, const Body& body) {
   }
 }
 
-// What eight codes of one line stand for, without the scale.
+// What eight codes of one line stand for, without the scale. A code in byte p of a word, p = 0 or
+// 1, is with the exponent of 2^(23 - 8p) set above it the float 2^(23 - 8p) + code; the difference
+// that is left to take is exact.
 template <class Codes>
 QCORE_INLINE void line_values(const GroupVector& group, int64_t line, Simd::F (&values)[8]) {
   Simd::I words[2];
   Codes::words(group, line, words[0], words[1]);
 #pragma GCC unroll 8
   for (int j = 0; j < 8; ++j) {
-    const Simd::I word = Simd::shift_right(words[j / 4], 8 * (j % 4));
     if constexpr (Codes::kTable) {
+      const Simd::I word = Simd::shift_right(words[j / 4], 8 * (j % 4));
       values[j] = Simd::lookup(Simd::load_table(group.table->values), word);
-    } else if constexpr (Codes::kWide) {
-      const Simd::I code = Simd::both(word, Simd::spread_word(255));
-      values[j] = Simd::to_float(Simd::sub(code, group.zero));
     } else {
-      values[j] = Simd::add(Simd::low_nibble_to_float(word), group.minus_zero);
+      const int p = j % 2;
+      const Simd::I word = j % 4 < 2 ? words[j / 4] : Simd::shift_right(words[j / 4], 16);
+      const Simd::I exponent = Simd::spread_word((127 + 23 - 8 * p) << 23);
+      const Simd::I based = Simd::both_or(word, Simd::spread_word(255 << 8 * p), exponent);
+      values[j] = Simd::add(Simd::float_of(based), group.minus_base[p]);
     }
   }
 }

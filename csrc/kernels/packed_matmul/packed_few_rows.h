@@ -24,6 +24,8 @@ constexpr int64_t kAheadBytes = 4096;
 // int8 activations: Σ (code - zero) · x = Σ code · x - zero · Σ x.
 template <class Codes>
 struct CodeOperands {
+  static constexpr int64_t kBytes = Codes::kBytes;
+  static constexpr int kSums = 1;  // side by side
   static constexpr int kSteps = 2;
   static constexpr bool kPadded = true;  // x holds zeros past the end of a group
   using Word = Simd::I;
@@ -51,6 +53,8 @@ struct CodeOperands {
 // Rows rounded to bfloat16: a sum of its own, then times the scale.
 template <class Codes>
 struct PairOperands {
+  static constexpr int64_t kBytes = Codes::kBytes;
+  static constexpr int kSums = 8;  // side by side
   static constexpr int kSteps = 4;
   static constexpr bool kPadded = true;
   using Word = Simd::I;
@@ -77,6 +81,8 @@ struct PairOperands {
 // Rows of float32: one sum over all groups, of weights that hold their scale.
 template <class Codes>
 struct FloatOperands {
+  static constexpr int64_t kBytes = Codes::kBytes;
+  static constexpr int kSums = 4;  // side by side
   static constexpr int kSteps = 8;
   static constexpr bool kPadded = false;  // adding x · 0 could turn a sum of -0 into 0
   using Word = Simd::F;
@@ -140,10 +146,16 @@ __attribute__((noinline)) void add_group(const FewRowsArgs& args, const uint8_t*
     }
   }
   const int64_t lines = Operands::kPadded ? layout.padded_group / 8 : layout.group_size / 8;
+  // In the order of memory: vectors read side by side are streams too many for the hardware.
+  const uint8_t* ahead = operands[0].group.codes + kAheadBytes;
   for (int64_t line = 0; line < lines; ++line, x += kLineStep) {
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
-      __builtin_prefetch(operands[i].group.codes + line * kLineBytes + kAheadBytes);
+      if (i % kVectorsPerStrip == 0) {
+        __builtin_prefetch(ahead);
+        if (Operands::kBytes > kLineBytes) __builtin_prefetch(ahead + kLineBytes);
+        ahead += Operands::kBytes;
+      }
       add_line(operands[i], line, Operands::kSteps, x, sum[i]);
     }
   }
@@ -163,12 +175,14 @@ __attribute__((noinline)) void add_group(const FewRowsArgs& args, const uint8_t*
   }
 }
 
-// The vectors of a band that hold outputs. One or two rows take several vectors at a time, so that
-// one sum need not wait for itself.
+// The vectors of a band that hold outputs, several at a time when there are few rows, so that one
+// sum need not wait for itself.
 template <class Operands, int kRows>
 void add_rows(const FewRowsArgs& args, const uint8_t* group, int64_t g, int64_t row, int vectors,
               Simd::F* total) {
-  constexpr int kVectors = Operands::kSteps == 2 || kRows >= 4 ? 1 : 4 / kRows;
+  constexpr int kVectors = Operands::kSums > 4 * kRows ? 4
+                           : Operands::kSums > kRows   ? Operands::kSums / kRows
+                                                       : 1;
   for (int v = 0; v < vectors; v += kVectors) {
     add_group<Operands, kRows, kVectors>(args, group, g, row, v, total);
   }
@@ -182,6 +196,9 @@ void few_rows_band(const FewRowsArgs& args, const uint8_t* band, int64_t outputs
   for (Simd::F& t : total) t = Simd::zero();
   for (int64_t g = 0; g < args.layout.n_groups; ++g) {
     const uint8_t* group = band + g * args.layout.group_bytes;
+    for (int64_t at = args.layout.scale_offset; at < args.layout.group_bytes; at += kLineBytes) {
+      __builtin_prefetch(group + at + kAheadBytes);
+    }
     for (int64_t row = 0; row < args.rows;) {
       const int64_t height = few_rows_height(args.rows - row, Simd::kFewRows);
       switch (height) {
