@@ -13,7 +13,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,13 @@ class Session:
             _core.set_threads(options.threads)
         self.rows: list[Row] = []
         self.timings: list[dict[str, Any]] = []
-        self.dropped = self.disturbed = 0
+        self.dropped = self.disturbed = self.stopped = 0
         self.began = datetime.datetime.now().astimezone()
         self.rng = np.random.default_rng(0)
         # Where files lie is the machine's own business.
         given = [Path(word).name if os.sep in word else word for word in sys.argv[1:]]
         self.command = " ".join(["python -m", f"benchmarks.{name}", *given])
+        self.write()  # a path that cannot be written is told before anything runs
         print(machine(), flush=True)
 
     @property
@@ -229,8 +231,35 @@ class Session:
         figure = measured.times[ours].ratio_to(measured.times[rival], by)[1]
         self.state(name, figure, "x", goal, rival=rival)
 
+    def run(self, parts: Mapping[str, Callable[[Session], None]]) -> int:
+        """Runs the parts that --only names, then `finish`.
+
+        --json is written after each part, so that a later one that stops takes nothing with it. A
+        part whose rival or file breaks down is told in a row of its own; a wrong result ends all.
+        """
+        for name in self.options.only:
+            begin = time.perf_counter()
+            try:
+                parts[name](self)
+            except (OSError, RuntimeError) as error:
+                why = str(error).strip().splitlines() or [type(error).__name__]
+                self.state(name, None, "", missing=f"stopped: {why[0]}")
+                self.stopped += 1
+            self.write()
+            print(f"({name}: {time.perf_counter() - begin:.0f} s)", flush=True)
+        return self.finish()
+
+    def write(self) -> None:
+        """The rows and timings so far, to --json."""
+        if self.options.json:
+            self.options.json.write_text(json.dumps(self.to_dict(), indent=1) + "\n", "utf-8")
+
     def finish(self) -> int:
-        """Prints the table of goals, writes --json; the exit status is 0 whatever they say."""
+        """Prints the table of goals and writes --json.
+
+        Returns:
+            The exit status: 0 whatever the goals say, 1 when a part stopped.
+        """
         goals = [row for row in self.rows if row.goal is not None]
         took = (datetime.datetime.now().astimezone() - self.began).total_seconds()
         print(f"\n{machine()}\n{self.began:%d %B %Y %H:%M}, {took:.0f} s, {self.command}")
@@ -239,9 +268,8 @@ class Session:
             print(row.line())
         met = sum(row.met is True for row in goals)
         print(f"\n{met} of {len(goals)} goals met", flush=True)
-        if self.options.json:
-            self.options.json.write_text(json.dumps(self.to_dict(), indent=1) + "\n", "utf-8")
-        return 0
+        self.write()
+        return 1 if self.stopped else 0
 
     def to_dict(self) -> dict[str, Any]:
         return {

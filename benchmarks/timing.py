@@ -30,6 +30,7 @@ ROUND_S = 0.5  # runs whose share of the CPUs is measured together
 OTHERS_SHARE = 0.01
 COLD_BYTES = 128 << 20  # copies of the weights together exceed a last cache of 32 MiB four times
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class CpuUse:
         to other machines ("steal") counts as others.
         """
         ticks: dict[int, tuple[int, int]] = {}
-        for path in Path("/proc").glob("[0-9]*/stat"):
+        for path in PROC.glob("[0-9]*/stat"):
             try:
                 text = path.read_text(encoding="utf-8", errors="replace")
             except OSError:
@@ -226,7 +227,7 @@ class CpuUse:
 
 def _steal() -> int:
     try:
-        head = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+        head = (PROC / "stat").read_text(encoding="ascii").split("\n", 1)[0].split()
     except OSError:
         return 0
     return int(head[8]) if len(head) > 8 else 0

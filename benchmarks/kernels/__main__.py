@@ -8,7 +8,6 @@ Formulas, shapes and rivals are said in the module of each kernel; benchmarks/pe
 from __future__ import annotations
 
 import sys
-import time
 
 from benchmarks.harness import Session, parser
 from benchmarks.kernels import attention, dense, gram, logits, packed, solve
@@ -28,11 +27,7 @@ def main() -> int:
     options.add_argument("--only", choices=KERNELS, nargs="+", default=list(KERNELS))
     session = Session("kernels", options.parse_args())
     state_limits(session)
-    for name in session.options.only:
-        begin = time.perf_counter()
-        KERNELS[name](session)
-        print(f"({name}: {time.perf_counter() - begin:.0f} s)")
-    return session.finish()
+    return session.run(KERNELS)
 
 
 def state_limits(session: Session) -> None:

@@ -34,14 +34,17 @@ def product(kind: str, M: int, N: int, K: int) -> Contender:
     if not python:
         raise PeerAbsentError(BRING[package])
     sizes = [str(value) for value in (M, N, K, _core.num_threads())]
-    process = subprocess.Popen(
-        [python, str(SERVER), kind, *sizes],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_WAIT_POLICY": "passive"},
-    )
+    try:
+        process = subprocess.Popen(
+            [python, str(SERVER), kind, *sizes],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+        )
+    except OSError as error:
+        raise PeerAbsentError(f"{error}. {BRING[package]}") from error
     atexit.register(process.kill)
     asked, told = process.stdin, process.stdout
     assert asked is not None

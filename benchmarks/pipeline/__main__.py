@@ -8,7 +8,6 @@ What each part needs and times is said in its module; a part whose data or rival
 from __future__ import annotations
 
 import sys
-import time
 
 from benchmarks.harness import Session, parser
 from benchmarks.pipeline import evaluate, growth, job, recipes, serve
@@ -38,11 +37,7 @@ def main() -> int:
     options.add_argument("--rows", type=int, default=20, help="held-out samples of each kind")
     options.add_argument("--group-size", type=int, help="of the recipes [the default's]")
     session = Session("pipeline", options.parse_args())
-    for name in session.options.only:
-        begin = time.perf_counter()
-        JOBS[name](session)
-        print(f"({name}: {time.perf_counter() - begin:.0f} s)")
-    return session.finish()
+    return session.run(JOBS)
 
 
 if __name__ == "__main__":

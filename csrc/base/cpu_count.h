@@ -5,8 +5,8 @@
 
 namespace qcore {
 
-// CPUs of the affinity mask, and no more than the control group's quota pays for: a container that
-// is given 2 of 64 CPUs is stopped for most of each period when 64 threads run. At least 1.
+// CPUs of the affinity mask, and no more than the control group's quota, rounded up: a container
+// that is given 2 of 64 CPUs is stopped for most of each period when 64 threads run. At least 1.
 int usable_cpus();
 
 // CPUs that the control group of this process may use at a time, infinity without a limit.

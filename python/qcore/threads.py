@@ -12,10 +12,11 @@ from qcore.errors import QcoreWarning
 
 # libgomp (GNU), libiomp5 (Intel), libomp (LLVM); wheels add a hash: libgomp-98b21ff3.so.1.0.0.
 _RUNTIME = re.compile(r"/lib(?:gomp|iomp5|omp)[-.][^/]*$")
-# A thread that computes or spins is on a CPU for most of such a time; one that is only being put to
-# sleep is not, however long it waits for a CPU to do so.
-_LOOK_S = 0.02
-_RUNNING_SHARE = 0.25
+# Two looks. A thread that computes is on a CPU for much of both, even where others want the CPU too;
+# one that is being put to sleep for less of the first, however long it waits for a CPU to do so; one
+# of OpenBLAS, which spins for 25 ms after a product, for less of the second.
+_LOOKS_S = (0.005, 0.1)
+_RUNNING_SHARE = 0.35
 _TASKS = Path("/proc/self/task")
 
 
@@ -32,16 +33,20 @@ def openmp_runtimes() -> list[str]:
 
 
 def running_threads() -> int:
-    """Threads of this process, the caller's apart, that use a CPU during a look of 20 ms."""
-    before = _cpu_seconds()
-    if not before:
-        return 0
-    time.sleep(_LOOK_S)
-    after = _cpu_seconds()
-    return sum(
-        after.get(task, 0.0) - seconds >= _RUNNING_SHARE * _LOOK_S
-        for task, seconds in before.items()
-    )
+    """Threads of this process, the caller's apart, that are at work: seen so in two looks."""
+    working = set(_cpu_seconds())
+    for look_s in _LOOKS_S:
+        before = _cpu_seconds()
+        if not working:
+            break
+        time.sleep(look_s)
+        after = _cpu_seconds()
+        working = {
+            task
+            for task in working & before.keys() & after.keys()
+            if after[task] - before[task] >= _RUNNING_SHARE * look_s
+        }
+    return len(working)
 
 
 def warn_of_running_threads() -> None:
@@ -59,8 +64,8 @@ def warn_of_running_threads() -> None:
     warnings.warn(
         QcoreWarning(
             f"{busy} other threads of this process are running; they and qcore's threads slow each "
-            f"other down.{told} Set OMP_WAIT_POLICY=passive before Python starts, or give qcore "
-            "fewer threads (QCORE_THREADS).",
+            f"other down.{told} Let them rest (OMP_WAIT_POLICY=passive, set before Python starts, for "
+            "OpenMP), or give qcore fewer threads (QCORE_THREADS).",
             "THREADS_BUSY",
         ),
         stacklevel=3,

@@ -11,7 +11,7 @@
 
 namespace {
 
-using qcore::kernels::FewRowsArgs;
+using qcore::kernels::DenseRowsArgs;
 
 constexpr int64_t kCacheLineBytes = 64;
 
@@ -76,7 +76,7 @@ struct Ahead {
 
 // Up to kRows rows of x from `row` on and Simd::kLanes outputs from `output` on.
 template <class Word, int kRows>
-void few_rows_of(const FewRowsArgs& args, int64_t row, int64_t output, Ahead& ahead) {
+void few_rows_of(const DenseRowsArgs& args, int64_t row, int64_t output, Ahead& ahead) {
   using Load = typename Word::Load;
   constexpr int64_t kWordBytes = Load::kBytes / Simd::kLanes;
   constexpr int kSquareLines = static_cast<int>(Simd::kLanes * Load::kBytes / kCacheLineBytes);
@@ -141,7 +141,7 @@ void few_rows_of(const FewRowsArgs& args, int64_t row, int64_t output, Ahead& ah
 }
 
 template <class Word>
-void few_rows(const FewRowsArgs& args) {
+void few_rows(const DenseRowsArgs& args) {
   const int64_t row_bytes =
       args.weight.inputs * Word::Load::kBytes / (Simd::kLanes * Word::kInputs);
   Ahead ahead{args.ahead, args.ahead + row_bytes, row_bytes, args.weight.stride_bytes - row_bytes};
@@ -162,7 +162,7 @@ void few_rows(const FewRowsArgs& args) {
   }
 }
 
-void few_rows_floats(const FewRowsArgs& args) {
+void few_rows_floats(const DenseRowsArgs& args) {
   switch (args.weight.dtype) {
     case Dtype::kFloat32:
       return few_rows<FloatWord<FloatLoad>>(args);

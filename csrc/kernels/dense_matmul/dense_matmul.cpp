@@ -17,7 +17,7 @@ constexpr int64_t kWordBytes = 4;  // of a step: one float32 or a pair of bfloat
 // Steps laid out at a time: 64 outputs x 512 steps = 128 KiB of second-level cache.
 constexpr int64_t kPanelSteps = 512;
 // Up to so many rows the weight is multiplied where it lies.
-constexpr int64_t kFewRows = 12;
+constexpr int64_t kMostRowsInPlace = 12;
 // Inputs of 16 rows taken at a time then: 4 KiB of each bfloat16 row, a page, and with the piece
 // that comes next 128 KiB of second-level cache.
 constexpr int64_t kPieceInputs = 2048;
@@ -83,7 +83,7 @@ class Product {
 
   // y points to the row of y that belongs to row 0 of x.
   void run_block(const Block& block, const PreparedRows& x, float* y) const {
-    if (args_.n_tokens <= kFewRows) {
+    if (args_.n_tokens <= kMostRowsInPlace) {
       run_few_rows(block, x, y);
     } else {
       run_panels(block, x, y);
@@ -91,7 +91,7 @@ class Product {
   }
 
   void run_few_rows(const Block& block, const PreparedRows& x, float* y) const {
-    FewRowsArgs few;
+    DenseRowsArgs few;
     few.x_stride_bytes = x.stride_bytes;
     few.rows = block.rows;
     few.y_stride = args_.y_stride;

@@ -19,7 +19,7 @@ struct PanelSource {
 
 // y (+)= x · weightᵀ for a piece of the weight: `weight.outputs` <= kStripWidth rows,
 // `weight.inputs` inputs of each.
-struct FewRowsArgs {
+struct DenseRowsArgs {
   const uint8_t* x = nullptr;  // float32, or bfloat16 padded with zero to an even number of inputs
   int64_t x_stride_bytes = 0;
   int64_t rows = 0;
@@ -40,8 +40,8 @@ struct DenseTiles {
   void (*pack_pairs)(const PanelSource& source, uint32_t* panel, int64_t strip_stride);
   void (*multiply_floats)(const TileArgs& args);
   void (*multiply_pairs)(const TileArgs& args);
-  void (*few_rows_floats)(const FewRowsArgs& args);
-  void (*few_rows_pairs)(const FewRowsArgs& args);  // bfloat16 weights
+  void (*few_rows_floats)(const DenseRowsArgs& args);
+  void (*few_rows_pairs)(const DenseRowsArgs& args);  // bfloat16 weights
   void (*widen)(const Bf16* x, int64_t count, float* wide);
 };
 

@@ -52,7 +52,8 @@ def command(
     layers with dense ones.
 
     Ratios above 1 are in favour of the artifact: medians of runs that alternate, with the range
-    of eight in ten. The exit status is 1 when the artifact is slower at some point.
+    of eight in ten. The exit status is 1 when the artifact is slower at some point, 2 when it may
+    be.
     """
     paths = [repr(str(path)) for path in (base, candidate) if path is not None]
     if shared.print_python:

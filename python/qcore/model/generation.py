@@ -23,6 +23,11 @@ def generate_batch(
     """Model.generate_batch."""
     if batch_size < 1:
         raise ArgumentError(f"generate_batch: batch_size is {batch_size}. Use 1 or more.")
+    if isinstance(prompts, str):
+        raise ArgumentError(
+            "generate_batch: prompts is one text.",
+            remedy="Pass a list of prompts, or use generate.",
+        )
     ids = [_prompt_ids(model, prompt) for prompt in prompts]
     answers: list[Any] = []
     for first in range(0, len(prompts), batch_size):
@@ -79,7 +84,10 @@ def checked_prompt(token_ids: Sequence[int] | Array, max_positions: int) -> Arra
     Raises:
         ArgumentError: no ids, or more than the context holds.
     """
-    ids = np.ascontiguousarray(token_ids, dtype=np.int64)
+    given = np.asarray(token_ids)
+    if given.size and given.dtype.kind not in "iu":
+        raise ArgumentError(f"generate: token ids are whole numbers, not {given.dtype}.")
+    ids = np.ascontiguousarray(given, dtype=np.int64)
     if ids.ndim != 1 or not 0 < ids.size <= max_positions:
         raise ArgumentError(
             f"generate: the prompt has {ids.size} tokens; the model takes 1 to {max_positions}."
@@ -104,6 +112,8 @@ def steps(
     context; the others go on in a smaller batch. With float32 or bfloat16 activations what a
     sequence is given depends on its own ids and positions alone.
     """
+    if max_new_tokens < 0:
+        raise ArgumentError(f"generate: max_new_tokens is {max_new_tokens}. Use 0 or more.")
     sampling = Sampling(temperature, top_k, top_p, seed)
     mode = checked_activations(model, activations)
     ends = frozenset(model.tokenizer.eos_ids if model.checkpoint.tokenizer_json else ())

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 POINTS = (1, 8, 32, 128, 512)
 PAIRS = 30
-MODEL_PAIRS = 4  # whole models take seconds
+MODEL_PAIRS = 6  # whole models take seconds
+MOST_RUNS = 20  # of a point that takes microseconds, for each pair asked for
 POINT_SECONDS = 0.5  # at least, for all shapes of a point
 WARM_UP_S = 0.2  # until the clock has settled
 COLD_BYTES = 128 << 20  # copies of a weight together exceed any last cache
@@ -183,8 +184,10 @@ def _layers_line(
         x = rng.standard_normal((rows, in_features), dtype=np.float32)
         narrow = x if activations == "float32" else x.astype(ml_dtypes.bfloat16)
         first = packed_weight(layer)
-        packed = [first, *(packed_weight(layer) for _ in range(_copies(first.nbytes, cold) - 1))]
-        denses = [dense.copy() for _ in range(_copies(dense.nbytes, cold))]
+        most = MOST_RUNS * pairs
+        copies = min(most, _copies(first.nbytes, cold))
+        packed = [first, *(packed_weight(layer) for _ in range(copies - 1))]
+        denses = [dense.copy() for _ in range(min(most, _copies(dense.nbytes, cold)))]
         seconds = alternating(
             _in_turn(partial(_core.dense_matmul, narrow), denses),
             _in_turn(partial(_core.packed_matmul, x, activations=activations), packed),
@@ -231,7 +234,7 @@ def alternating(
         b()
         turns += 1
     one = (time.perf_counter() - begin) / turns
-    found = np.empty((2, min(max(pairs, round(seconds / one)), 20 * pairs)))
+    found = np.empty((2, min(max(pairs, round(seconds / one)), MOST_RUNS * pairs)))
     for index in range(found.shape[1]):
         for which in (0, 1) if index % 2 == 0 else (1, 0):
             start = time.perf_counter()

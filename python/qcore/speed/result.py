@@ -15,6 +15,9 @@ from qcore.errors import ArgumentError
 # arithmetic.
 COLD_ROWS = 16
 SLOWER = "SLOWER_THAN_BASELINE"
+# Of two equal models one is slower in all of so many pairs once in 32 times.
+LEAST_PAIRS = 5
+EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,6 @@ class Ratio:
     def of(cls, base_s: npt.NDArray[np.float64], s: npt.NDArray[np.float64]) -> Ratio:
         """Of the seconds of runs that alternated."""
         return cls(*(float(q) for q in np.quantile(base_s / s, [0.1, 0.5, 0.9])))
-
-    @property
-    def slower(self) -> bool:
-        """Not a matter of noise: nine of ten pairs were slower."""
-        return self.high < 1.0
 
     def __str__(self) -> str:
         return f"{self.median:.2f}x [{self.low:.2f}, {self.high:.2f}]"
@@ -62,8 +60,13 @@ class Line:
 
     @property
     def outcome(self) -> str:
-        """PASS, or FAIL when the artifact is slower."""
-        return "FAIL" if self.ratio.slower else "PASS"
+        """PASS; FAIL when the artifact is slower in nine of ten pairs, five at least; INCONCLUSIVE
+        when its median is slower and that may be noise.
+        """
+        if self.ratio.median >= 1.0:
+            return "PASS"
+        clear = self.ratio.high < 1.0 and self.pairs >= LEAST_PAIRS
+        return "FAIL" if clear else "INCONCLUSIVE"
 
 
 @dataclass(frozen=True)
@@ -89,22 +92,33 @@ class Bench:
     @property
     def slower(self) -> tuple[Line, ...]:
         """The lines in which the artifact is slower than its baseline."""
-        return tuple(line for line in self.lines if line.ratio.slower)
+        return tuple(line for line in self.lines if line.outcome == "FAIL")
 
     @property
     def verdict(self) -> str:
-        """PASS, or FAIL when a line is slower."""
-        return "FAIL" if self.slower else "PASS"
+        """The worst outcome of a line: FAIL, INCONCLUSIVE or PASS."""
+        outcomes = {line.outcome for line in self.lines}
+        return next((one for one in ("FAIL", "INCONCLUSIVE") if one in outcomes), "PASS")
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 when a line is slower."""
-        return 1 if self.slower else 0
+        """0 PASS, 1 FAIL, 2 INCONCLUSIVE."""
+        return EXIT_CODES[self.verdict]
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """SLOWER_THAN_BASELINE for each slower line: where, how much, bound by what, what to do."""
-        return tuple(f"{SLOWER}: {self._why(line)}" for line in self.slower)
+        """SLOWER_THAN_BASELINE for each slower line: where, how much, bound by what, what to do; and
+        a word on each line that may be.
+        """
+        unclear = [line for line in self.lines if line.outcome == "INCONCLUSIVE"]
+        return (
+            *(f"{SLOWER}: {self._why(line)}" for line in self.slower),
+            *(
+                f"{line.name} may be slower: {line.ratio} in {line.pairs} pairs. Run it again with "
+                "more --pairs on a quiet machine."
+                for line in unclear
+            ),
+        )
 
     def _why(self, line: Line) -> str:
         rows = line.name.removeprefix("layers b")

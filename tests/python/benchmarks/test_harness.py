@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +52,25 @@ def test_what_is_prepared_is_not_timed() -> None:
     assert calls[:2] == ["prepare", "run"]
 
 
-def test_other_processes_are_counted_and_ours_are_not() -> None:
-    before = CpuUse.now()
-    total = sum(range(3_000_000))
-    assert total > 0
-    assert 0.0 <= CpuUse.now().others_since(before) <= 1.0
+def test_other_processes_are_counted_and_ours_are_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A process table: ours, a child of ours, its child, and one of somebody else."""
+    own = os.getpid()
+    processes = {own: (1, 700), 900001: (own, 50), 900002: (900001, 30), 900003: (1, 200)}
+    for pid, (parent, ticks) in processes.items():
+        (tmp_path / str(pid)).mkdir()
+        zeros = " 0" * 9
+        text = f"{pid} (a name) with ) R {parent}{zeros} {ticks} 3 2 1 0"
+        (tmp_path / str(pid) / "stat").write_text(text)
+    (tmp_path / "stat").write_text("cpu 1 2 3 4 5 6 7 40\n")
+    monkeypatch.setattr(timing, "PROC", tmp_path)
+    assert CpuUse.now().seconds == pytest.approx((206 + 40) * timing._TICK_S)
+    cpus = os.cpu_count() or 1
+    tick = timing._TICK_S
+    before = CpuUse(1.0, 10.0)
+    assert CpuUse(1.0 + tick, 12.0).others_since(before) == pytest.approx(0.0, abs=1e-9)
+    assert CpuUse(2.0 + tick, 12.0).others_since(before) == pytest.approx(0.5 / cpus)
 
 
 def test_copies_take_turns() -> None:
@@ -82,6 +97,33 @@ def test_rows_say_what_is_missing(session: Session) -> None:
     assert told["rows"][1]["missing"] == "25.0% short of the goal"
     assert told["rows"][2]["missing"] == "50.0% short of the goal"
     assert told["rows"][4]["missing"] == "r is absent: pip install r"
+
+
+def test_a_part_that_stops_takes_nothing_with_it(tmp_path: Path) -> None:
+    options = parser("A test.")
+    options.add_argument("--only", nargs="+")
+    file = tmp_path / "rows.json"
+    session = Session(
+        "test", options.parse_args(["--json", str(file), "--only", "one", "two", "three"])
+    )
+    written: list[int] = []
+
+    def good(session: Session) -> None:
+        written.append(len(json.loads(file.read_text())["rows"]))
+        session.state("told", 5.0, "GB/s")
+
+    def broken(session: Session) -> None:
+        raise RuntimeError("the rival fell over\nin many lines")
+
+    assert session.run({"one": good, "two": broken, "three": good}) == 1
+    assert written == [0, 2]
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["missing"] for row in rows] == ["", "stopped: the rival fell over", ""]
+
+
+def test_a_path_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="none"):
+        Session("test", parser("A test.").parse_args(["--json", str(tmp_path / "none" / "x.json")]))
 
 
 def test_the_command_tells_no_folders(monkeypatch: pytest.MonkeyPatch) -> None:

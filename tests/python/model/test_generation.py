@@ -57,6 +57,15 @@ def test_generation_ends_with_the_context(model):
         model.generate([])
 
 
+def test_arguments_that_cannot_be_are_refused(model):
+    with pytest.raises(ArgumentError, match="max_new_tokens is -5"):
+        model.generate([1], max_new_tokens=-5)
+    with pytest.raises(ArgumentError, match="whole numbers, not float64"):
+        model.generate_batch([[1.7, 2.2]])
+    with pytest.raises(ArgumentError, match="prompts is one text"):
+        model.generate_batch("Is my parcel on its way?")
+
+
 def test_int8_activations_need_an_artifact(model):
     with pytest.raises(ArgumentError, match="quantized artifacts"):
         model.generate([1], activations="int8")

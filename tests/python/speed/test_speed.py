@@ -25,8 +25,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def line(name: str, low: float, high: float) -> Line:
-    return Line(name, "rows/s", 100.0, 90.0, Ratio(low, (low + high) / 2, high), 30, 12.5)
+def line(name: str, low: float, high: float, pairs: int = 30) -> Line:
+    return Line(name, "rows/s", 100.0, 90.0, Ratio(low, (low + high) / 2, high), pairs, 12.5)
 
 
 def found(*lines: Line, activations: str = "bfloat16", backend: str = "avx2") -> Bench:
@@ -65,11 +65,22 @@ def test_an_artifact_alone_is_compared_with_dense_layers(artifact: Path) -> None
 
 
 def test_slower_means_that_nine_of_ten_pairs_were_slower() -> None:
-    assert found(line("decode", 0.9, 1.1)).exit_code == 0
+    assert found(line("decode", 0.9, 1.2)).exit_code == 0
     assert found(line("decode", 1.2, 1.4)).warnings == ()
     speed = found(line("layers b1", 1.1, 1.2), line("layers b512", 0.8, 0.99))
     assert (speed.verdict, speed.exit_code) == ("FAIL", 1)
     assert [one.name for one in speed.slower] == ["layers b512"]
+
+
+@pytest.mark.parametrize(("low", "high", "pairs"), [(0.7, 1.1, 30), (0.7, 0.9, 4)])
+def test_what_may_be_slower_is_inconclusive_and_told(low: float, high: float, pairs: int) -> None:
+    speed = found(line("layers b1", 1.1, 1.2), line("decode", low, high, pairs))
+    assert (speed.verdict, speed.exit_code, speed.slower) == ("INCONCLUSIVE", 2, ())
+    (told,) = speed.warnings
+    assert told.startswith(f"decode may be slower: {(low + high) / 2:.2f}x")
+    assert f"in {pairs} pairs" in told
+    worse = found(line("decode", low, high, pairs), line("prefill", 0.5, 0.6))
+    assert (worse.verdict, worse.exit_code) == ("FAIL", 1)
 
 
 @pytest.mark.parametrize(
