@@ -47,12 +47,14 @@ void store_keys_and_values(const AttentionKeys& keys, const AttentionRows& rows,
 //   q    (n_queries, n_heads · head_dim)     float32
 //   out  (n_queries, n_heads · head_dim)     float32, overwritten
 //
-// scores = q · k · scale; softcap > 0: softcap · tanh(scores / softcap). Softmax in float32 with
-// the maximum taken off. With u = 2^-24, S the largest |q|₂ · |k|₂ · scale of a row, n its keys and
-// V the largest |v|: |error| <= 2u · ((head_dim + 3) · S + 2 S + 8 + n) · V, plus 16u · softcap · V
-// with a soft cap, beside the rounding of keys and values to their dtype. Where they are bfloat16,
-// so are q · scale and the softmax's numerators (each divided by the sum of the rounded ones):
-// at most 2^-7 · (S + 1) · V more.
+// scores = q · k · scale, inside the range of float32; softcap > 0: softcap · tanh(scores /
+// softcap). Softmax in float32 with the maximum taken off.
+//
+// With u = 2^-24, S the largest |q|₂ · |k|₂ · scale of a row, n its keys and V the largest |v|:
+// |error| <= 2u · ((head_dim + 3) · S + 2 S + 8 + n) · V, plus 16u · softcap · V with a soft cap,
+// beside the rounding of keys and values to their dtype. Where they are bfloat16, so are q · scale
+// and the softmax's numerators (each divided by the sum of the rounded ones): at most
+// 2^-7 · (S + 1) · V more.
 struct AttentionSequence {
   const float* q = nullptr;
   const uint8_t* const* pages = nullptr;
@@ -73,9 +75,10 @@ struct AttentionArgs {
   int64_t window = 0;    // 0: none
 };
 
-// A query's result depends on its sequence alone: not on threads, not on other sequences, not on
-// how many queries of its sequence are in the call. Throws ArgumentError for head counts that do
-// not divide, head_dim above 512 and sequences of 2^24 keys or more.
+// A query's result depends on the keys and values that it sees alone, be the others infinite or
+// NaN: not on threads, not on other sequences, not on how many queries of its sequence are in the
+// call. Throws ArgumentError for head counts that do not divide, head_dim above 512 and sequences
+// of 2^24 keys or more.
 void attention(const AttentionArgs& args, Backend backend);
 Backend attention_backend(Backend wanted);
 

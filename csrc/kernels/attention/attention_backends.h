@@ -62,9 +62,10 @@ struct AttentionLoops {
   void (*store)(const AttentionArgs& args, const AttentionItem& item, const AttentionSums& sums);
 };
 
-// Queries, scores and the lanes of the totals.
+// Queries, scores, the lanes of the totals and one head's values of a page.
 inline int64_t attention_space_floats(const AttentionKeys& keys) {
-  return kAttentionRows * (keys.head_dim + 1 + 2 * kAttentionPage + kStripWidth);
+  return kAttentionRows * (keys.head_dim + 1 + 2 * kAttentionPage + kStripWidth) +
+         attention_width(keys) * attention_value_steps(keys);
 }
 
 extern const AttentionLoops kAttentionLoopsAvx2;

@@ -23,9 +23,9 @@ using qcore::kernels::kAttentionPage;
 using qcore::kernels::kAttentionRows;
 
 constexpr int kVectorsPerPage = static_cast<int>(kAttentionPage) / Lanes32::kLanes;
-// Below every score and still a number: the running maximum before the first key. (-infinity would
-// give infinity - infinity.)
-constexpr float kNoScore = -1e30f;
+// The running maximum before the first key: no score is below it but the -infinity of a key that is
+// not seen. (-infinity itself would give infinity - infinity.)
+constexpr float kNoScore = -__FLT_MAX__;
 
 // tanh, |error| <= 4 · 2^-24 · |tanh x|: an odd polynomial near 0 (Cephes, tanhf), else by e^2x.
 QCORE_INLINE Lanes32::F tanh32(Lanes32::F x) {
@@ -46,6 +46,12 @@ QCORE_INLINE Lanes32::F tanh32(Lanes32::F x) {
 
 QCORE_INLINE float exp_of(float x) { return exp32(Lanes32::spread(x))[0]; }
 
+// Keys [first, last) of a page.
+struct Seen {
+  int64_t first;
+  int64_t last;
+};
+
 struct Rows {
   const AttentionArgs& args;
   const AttentionItem& item;
@@ -61,6 +67,13 @@ struct Rows {
   int64_t position(int64_t r) const {
     return item.sequence->n_keys - item.sequence->n_queries + (item.first_row + r) / group;
   }
+  // What row r sees of the page whose first key is `key`.
+  Seen seen(int64_t r, int64_t key) const {
+    const int64_t end = position(r) + 1 - key;
+    const int64_t begin = args.window > 0 ? end - args.window : 0;
+    const int64_t last = end < 0 ? 0 : end < kAttentionPage ? end : kAttentionPage;
+    return {begin < 0 ? 0 : begin < last ? begin : last, last};
+  }
   // Where row r lies in q or out, `stride` elements between positions.
   int64_t offset(int64_t r, int64_t stride) const {
     const int64_t row = item.first_row + r;
@@ -73,6 +86,10 @@ struct FloatRows {
   using Word = float;
   static constexpr int64_t kWordFloats = 1;
   static void multiply(const TileArgs& tile) { tile_product<FloatStep>(tile); }
+  // The bits of step s of the values that hold positions [first, last).
+  static uint32_t bits_of(int64_t s, int64_t first, int64_t last) {
+    return first <= s && s < last ? 0xffffffffu : 0;
+  }
   static QCORE_INLINE Lanes32::F keep(float* row, int64_t at, Lanes32::F v) {
     Lanes32::store(row + at, v);
     return v;
@@ -82,6 +99,11 @@ struct FloatRows {
 struct Bf16Rows {
   static constexpr int64_t kWordFloats = 2;
   static void multiply(const TileArgs& tile) { tile_product<PairStep<false>>(tile); }
+  static uint32_t bits_of(int64_t s, int64_t first, int64_t last) {
+    const uint32_t low = first <= 2 * s && 2 * s < last ? 0xffffu : 0;
+    const uint32_t high = first <= 2 * s + 1 && 2 * s + 1 < last ? 0xffff0000u : 0;
+    return low | high;
+  }
   // Returns the value as it was kept.
   static QCORE_INLINE Lanes32::F keep(float* row, int64_t at, Lanes32::F v) {
     return Lanes32::store_bf16(reinterpret_cast<uint16_t*>(row) + at, v);
@@ -94,12 +116,14 @@ struct Space {
   float* scores;  // (rows, kAttentionPage)
   float* p;       // (rows, value steps) words: e^(score - largest)
   float* totals;  // (rows, lanes)
+  float* values;  // one head's values of a page, zero where a row does not see them
 
   Space(const AttentionArgs& args, float* memory)
       : q(memory),
         scores(q + kAttentionRows * (args.keys.head_dim + 1)),
         p(scores + kAttentionRows * kAttentionPage),
-        totals(p + kAttentionRows * kAttentionPage) {}
+        totals(p + kAttentionRows * kAttentionPage),
+        values(totals + kAttentionRows * kStripWidth) {}
 };
 
 template <class Kept>
@@ -126,12 +150,12 @@ void load_queries(const Rows& rows, float* q) {
 }
 
 // Scores of one row and page -> kept e^(score - largest); largest, totals and out brought up to
-// date. Keys [first, last) of the page are seen.
+// date.
 template <class Kept>
-QCORE_INLINE void softmax_row(const AttentionArgs& args, int64_t first, int64_t last, float* scores,
-                              float* p, float* largest, float* totals, float* out) {
-  for (int64_t j = 0; j < first; ++j) scores[j] = -__builtin_inff();
-  for (int64_t j = last; j < kAttentionPage; ++j) scores[j] = -__builtin_inff();
+QCORE_INLINE void softmax_row(const AttentionArgs& args, const Seen& seen, float* scores, float* p,
+                              float* largest, float* totals, float* out) {
+  for (int64_t j = 0; j < seen.first; ++j) scores[j] = -__builtin_inff();
+  for (int64_t j = seen.last; j < kAttentionPage; ++j) scores[j] = -__builtin_inff();
   Lanes32::F score[kVectorsPerPage];
   Lanes32::F top = Lanes32::spread(kNoScore);
 #pragma GCC unroll 8
@@ -142,7 +166,7 @@ QCORE_INLINE void softmax_row(const AttentionArgs& args, int64_t first, int64_t 
       // -infinity stays what it is.
       const Lanes32::F capped = tanh32(score[v] * Lanes32::spread(1.0f / args.softcap)) * cap;
       score[v] =
-          Lanes32::select(Lanes32::less(score[v], Lanes32::spread(-1e38f)), score[v], capped);
+          Lanes32::select(Lanes32::less(score[v], Lanes32::spread(kNoScore)), score[v], capped);
     }
     top = Lanes32::max(score[v], top);
   }
@@ -162,6 +186,57 @@ QCORE_INLINE void softmax_row(const AttentionArgs& args, int64_t first, int64_t 
     total = total + Kept::keep(p, v * Lanes32::kLanes, exp32(score[v] - Lanes32::spread(now)));
   }
   Lanes32::store(totals, total);
+}
+
+// Whether all values of steps [first, last) are finite: 0 · x is 0 for these alone.
+template <class Kept>
+bool are_finite(const TileArgs& sum, int64_t first, int64_t last) {
+  alignas(64) const float zeros[kAttentionPage] = {};
+  alignas(64) float products[qcore::kernels::kAttentionMaxHeadDim];
+  TileArgs part = sum;
+  part.x = reinterpret_cast<const uint8_t*>(zeros);
+  part.rows = 1;
+  part.panel = sum.panel + first * kStripWidth;
+  part.steps = last - first;
+  part.y = products;
+  part.resume = false;
+  Kept::multiply(part);
+  bool finite = true;
+  for (int64_t d = 0; d < sum.outputs; ++d) finite &= products[d] == 0.0f;
+  return finite;
+}
+
+// Whether p = 0 keeps out the values that some row does not see.
+template <class Kept>
+bool unseen_are_finite(const Rows& rows, int64_t key, const TileArgs& sum) {
+  // Later rows see later keys: the last row hides the most before, the first the most behind.
+  const int64_t first = rows.seen(rows.count - 1, key).first;
+  const int64_t last = rows.seen(0, key).last;
+  if (first >= last) return are_finite<Kept>(sum, 0, sum.steps);
+  const int64_t positions = kAttentionPage / sum.steps;
+  const int64_t before = (first + positions - 1) / positions;
+  return (before == 0 || are_finite<Kept>(sum, 0, before)) &&
+         (last == kAttentionPage || are_finite<Kept>(sum, last / positions, sum.steps));
+}
+
+// The product row by row, over values that are zero where the row does not see them: the same bits
+// where all values are finite.
+template <class Kept>
+void add_seen_values(const Rows& rows, int64_t key, const TileArgs& sum, float* values) {
+  auto* kept = reinterpret_cast<uint32_t*>(values);
+  TileArgs one = sum;
+  one.rows = 1;
+  one.panel = kept;
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const Seen seen = rows.seen(r, key);
+    for (int64_t i = 0; i < sum.outputs * sum.steps; i += kStripWidth) {
+      const uint32_t bits = Kept::bits_of(i / kStripWidth % sum.steps, seen.first, seen.last);
+      for (int64_t lane = i; lane < i + kStripWidth; ++lane) kept[lane] = sum.panel[lane] & bits;
+    }
+    one.x = sum.x + r * sum.x_stride_bytes;
+    one.y = sum.y + r * sum.y_stride;
+    Kept::multiply(one);
+  }
 }
 
 template <class Kept>
@@ -201,17 +276,15 @@ void add_pages_of(const AttentionArgs& args, const AttentionItem& item, int64_t 
     sum.panel = score.panel + attention_key_words(args.keys);
     Kept::multiply(score);
     for (int64_t r = 0; r < rows.count; ++r) {
-      const int64_t end = rows.position(r) + 1 - key;
-      const int64_t begin = args.window > 0 ? end - args.window : 0;
-      const int64_t last = end < 0 ? 0 : end < kAttentionPage ? end : kAttentionPage;
-      softmax_row<Kept>(args,
-                        begin < 0      ? 0
-                        : begin < last ? begin
-                                       : last,
-                        last, space.scores + r * kAttentionPage, space.p + r * sum.steps,
-                        sums.largest + r, space.totals + r * Lanes32::kLanes, sums.out + r * width);
+      softmax_row<Kept>(args, rows.seen(r, key), space.scores + r * kAttentionPage,
+                        space.p + r * sum.steps, sums.largest + r,
+                        space.totals + r * Lanes32::kLanes, sums.out + r * width);
     }
-    Kept::multiply(sum);
+    if (unseen_are_finite<Kept>(rows, key, sum)) {
+      Kept::multiply(sum);
+    } else {
+      add_seen_values<Kept>(rows, key, sum, space.values);
+    }
   }
   for (int64_t r = 0; r < rows.count; ++r) {
     const float* lanes = space.totals + r * Lanes32::kLanes;

@@ -123,6 +123,18 @@ void is_within_its_bound(const Case& c, Backend backend) {
   }
 }
 
+// A value that is not finite: the rows that do not see it keep their bytes.
+void reaches_none_before_it(const Case& c, int64_t key, float value, Backend backend) {
+  Inputs in(c);
+  const std::vector<float> expected = run(c, in, backend);
+  in.v[static_cast<size_t>(key * c.kv_heads * c.dim)] = value;
+  const std::vector<float> out = run(c, in, backend);
+  const int64_t blind = key - (c.n_keys - c.n_queries);  // queries before the key
+  const auto count = static_cast<size_t>(blind * c.heads * c.dim);
+  CHECK(std::memcmp(out.data(), expected.data(), count * sizeof(float)) == 0);
+  CHECK(!std::isfinite(out[count]));
+}
+
 }  // namespace
 
 int main() {
@@ -138,6 +150,10 @@ int main() {
       is_within_its_bound({7, 131, 4, 2, dim, 0.0f, 0, Dtype::kBfloat16}, backend);
     }
     is_within_its_bound({70, 90, 2, 2, 5, 3.0f, 33, Dtype::kBfloat16}, backend);
+    for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBfloat16}) {
+      reaches_none_before_it({70, 90, 2, 2, 5, 0.0f, 33, dtype}, 81, NAN, backend);
+      reaches_none_before_it({10, 10, 2, 1, 512, 0.0f, 0, dtype}, 7, INFINITY, backend);
+    }
     CHECK_THROWS(run({1, 1, 3, 2, 4}, Inputs({1, 1, 3, 3, 4}), backend), ArgumentError);
     CHECK_THROWS(run({2, 1, 1, 1, 4}, Inputs({2, 2, 1, 1, 4}), backend), ArgumentError);
   }

@@ -147,14 +147,76 @@ def test_a_query_does_not_depend_on_the_others(backend, window, keys, rng):
         begin = end
 
 
+@pytest.mark.parametrize("keys", KEYS)
+@pytest.mark.parametrize("heads", [(2, 1, 16), (3, 3, 70)])
+@pytest.mark.parametrize("unseen", [1e3, np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_keys_that_are_not_seen_do_not_matter(backend, rng):
-    case = Case(((100, 100),), (2, 1, 16), window=30)
+def test_keys_that_are_not_seen_do_not_matter(backend, unseen, heads, keys, rng):
+    whole = Case(((100, 100),), heads, window=30, keys=keys)
+    q, k, v = random_inputs(whole, rng)
+    expected = run(backend, whole, q, k, v)
+    k[80:], v[80:] = unseen, -unseen
+    k[:20], v[:20] = unseen, unseen
+    assert np.array_equal(run(backend, whole, q, k, v)[49:80], expected[49:80])
+
+
+@pytest.mark.parametrize("keys", KEYS)
+@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_value_that_is_not_finite_reaches_those_who_see_it(
+    backend, bad, softcap, window, keys, rng
+):
+    """One entry of one position: the second of a pair of bfloat16, the first, the page's first and last."""
+    n = 70
+    case = Case(((n, n),), (2, 1, 16), softcap, window, keys=keys)
     q, k, v = random_inputs(case, rng)
     expected = run(backend, case, q, k, v)
-    k[80:], v[80:] = 1e3, -1e3
-    k[:20], v[:20] = 1e3, 1e3
-    assert np.array_equal(run(backend, case, q, k, v)[49:80], expected[49:80])
+    for at in (7, 8, 63, 64, n - 1):
+        rows = np.arange(n)
+        sees = (rows >= at) & ((rows < at + window) | (window == 0))
+        broken = v.copy()
+        broken[at, 3] = bad
+        out = run(backend, case, q, k, broken)
+        assert np.array_equal(~np.isfinite(out[:, [3, 19]]), np.stack([sees, sees], axis=1))
+        assert out[~sees].tobytes() == expected[~sees].tobytes()
+        assert np.array_equal(np.delete(out, [3, 19], 1), np.delete(expected, [3, 19], 1))
+    k[7, 3] = np.nan
+    sees = (rows >= 7) & ((rows < 7 + window) | (window == 0))
+    out = run(backend, case, q, k, v)
+    assert np.isnan(out[sees]).all()
+    assert out[~sees].tobytes() == expected[~sees].tobytes()
+
+
+@pytest.mark.parametrize("keys", KEYS)
+@pytest.mark.parametrize("window", [0, 70])
+@pytest.mark.parametrize("size", [1e16, 1e22])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scores_far_below_zero_are_scores(backend, size, window, keys, rng):
+    """Down to -1.6e38. The smallest key takes all of the weight; equal ones share it."""
+    case = Case(((150, 150),), (2, 1, 16), window=window, scale=1.0, keys=keys)
+    q = np.full((150, 32), -size, np.float32)
+    k = np.full((150, 16), 1e15, np.float32)
+    _, _, v = random_inputs(case, rng)
+    mean = run(backend, case, q, k, v)
+    assert np.allclose(mean, run("ref", case, q, k, v), rtol=0, atol=2.0**-7)
+    k[40] /= 2
+    found = run(backend, case, q, k, v)
+    assert np.array_equal(found[:40], mean[:40])
+    assert np.array_equal(found[40:110], np.broadcast_to(np.tile(v[40], 2), (70, 32)))
+    assert np.array_equal(found[110:], mean[110:]) == (window > 0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_soft_cap_holds_for_every_score(backend):
+    case = Case(((3, 3),), (1, 1, 1), softcap=1.0, scale=1.0)
+    q = np.full((3, 1), -2e38, np.float32)
+    k = np.array([[1.0], [0.0], [-1.0]], np.float32)
+    v = np.array([[1.0], [2.0], [3.0]], np.float32)
+    expected = np.array([np.exp(k[: n + 1, 0] * -1.0) @ v[: n + 1, 0] for n in range(3)])
+    expected /= [np.exp(k[: n + 1, 0] * -1.0).sum() for n in range(3)]
+    assert np.allclose(run(backend, case, q, k, v)[:, 0], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
