@@ -10,36 +10,50 @@
 namespace qcore::model {
 namespace {
 
-// Where each token stands in its sequence, and cosine and sine of the positions that occur: rows
-// first_position, first_position + 1, …
+// Cosine and sine of the positions that occur, ascending, each once.
 struct Angles {
   std::vector<int64_t> rows;  // for each token, its row of cos and sin
   std::vector<float> cos;
   std::vector<float> sin;
+
+  void add(const BlockSpec& spec, int64_t position) {
+    for (const double frequency : spec.inverse_frequencies) {
+      // In float64: at position p a float32 angle would be off by p · 2^-24.
+      const double angle = static_cast<double>(position) * frequency;
+      cos.push_back(static_cast<float>(std::cos(angle) * spec.rotary_factor));
+      sin.push_back(static_cast<float>(std::sin(angle) * spec.rotary_factor));
+    }
+  }
+};
+
+// A sequence's new tokens: positions [first, last), and the token at `first`.
+struct NewTokens {
+  int64_t first;
+  int64_t last;
+  int64_t token;
 };
 
 Angles angles_of(const Pass& pass) {
   const ForwardArgs& args = pass.args;
-  const auto start_of = [&](int64_t s) {
-    return args.cache == nullptr ? 0 : args.cache->length(s);
-  };
-  int64_t first = INT64_MAX;
-  int64_t last = 0;
+  std::vector<NewTokens> sequences;
+  int64_t n_tokens = 0;
   for (int64_t s = 0; s < args.n_sequences; ++s) {
-    if (args.lengths[s] == 0) continue;
-    first = std::min(first, start_of(s));
-    last = std::max(last, start_of(s) + args.lengths[s]);
+    const int64_t first = args.cache == nullptr ? 0 : args.cache->length(s);
+    sequences.push_back({first, first + args.lengths[s], n_tokens});
+    n_tokens += args.lengths[s];
   }
+  std::sort(sequences.begin(), sequences.end(),
+            [](const NewTokens& a, const NewTokens& b) { return a.first < b.first; });
   Angles angles;
-  for (int64_t s = 0; s < args.n_sequences; ++s) {
-    for (int64_t i = 0; i < args.lengths[s]; ++i) angles.rows.push_back(start_of(s) + i - first);
-  }
-  for (int64_t position = first; position < last; ++position) {
-    for (const double frequency : pass.spec.inverse_frequencies) {
-      // In float64: at position p a float32 angle would be off by p · 2^-24.
-      const double angle = static_cast<double>(position) * frequency;
-      angles.cos.push_back(static_cast<float>(std::cos(angle) * pass.spec.rotary_factor));
-      angles.sin.push_back(static_cast<float>(std::sin(angle) * pass.spec.rotary_factor));
+  angles.rows.resize(static_cast<size_t>(n_tokens));
+  int64_t end = 0;     // behind the last position that has a row
+  int64_t n_rows = 0;  // so far; they end with those of [this sequence's first, end)
+  for (const NewTokens& sequence : sequences) {
+    end = std::max(end, sequence.first);
+    const int64_t row = n_rows - (end - sequence.first);
+    for (; end < sequence.last; ++end, ++n_rows) angles.add(pass.spec, end);
+    for (int64_t i = 0; i < sequence.last - sequence.first; ++i) {
+      angles.rows[static_cast<size_t>(sequence.token + i)] = row + i;
     }
   }
   return angles;

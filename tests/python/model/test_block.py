@@ -236,6 +236,23 @@ def test_a_cache_gives_the_bytes_of_one_pass(rng, activations):
     assert cache.lengths == [150, 90]
 
 
+def test_sequences_at_any_positions_do_not_touch(rng):
+    """Positions far apart, overlapping, one inside the other, none at all: each as it is alone."""
+    block = random_block(rng)
+    cached, new = (1500, 3, 4, 0, 5, 1502), (2, 6, 9, 0, 1, 3)
+    before, after = random_hidden(rng, cached), random_hidden(rng, new)
+    cache = block.new_cache(len(cached))
+    block.forward(before, cached, cache=cache)
+    found = block.forward(after, new, cache=cache)
+    for s, (n_cached, n_new) in enumerate(zip(cached, new, strict=True)):
+        alone = block.new_cache()
+        rows, new_rows = sum(cached[:s]), sum(new[:s])
+        block.forward(before[rows : rows + n_cached], (n_cached,), cache=alone)
+        here = slice(new_rows, new_rows + n_new)
+        expected = block.forward(after[here], (n_new,), cache=alone)
+        assert found[here].tobytes() == expected.tobytes(), s
+
+
 def test_a_cache_holds_one_kind_of_keys(rng):
     block, hidden = random_block(rng), random_hidden(rng, (3,))
     cache = block.new_cache()
