@@ -19,7 +19,7 @@ from qcore.data.tokens import Sample
 from qcore.eval.stream import score_tokens
 from qcore.speed.measure import Runner
 
-LENGTH, SAMPLES = 512, 4
+LENGTH, SAMPLES = 512, 8
 ACTIVATIONS = "int8"
 SLICE = 256  # rows of logits at a time
 PAIRS = 2  # of runs of some tens of seconds

@@ -30,18 +30,28 @@ void put_scale(uint8_t* scales, int64_t o, Dtype dtype, float value) {
   std::memcpy(scales + 2 * o, &bits, sizeof bits);
 }
 
-void put_bits(uint8_t* group, CodePlace place, int code) {
-  const int bits = code & ((1 << place.bits) - 1);
-  group[place.byte] = static_cast<uint8_t>(group[place.byte] | bits << place.shift);
+// Four codes, one a byte, into the word of their inputs; no bit leaves its byte.
+void put_codes(uint8_t* group, CodePlace place, uint32_t codes) {
+  const uint32_t mask = 0x01010101u * ((1u << place.bits) - 1);
+  uint32_t word;
+  std::memcpy(&word, group + place.byte, sizeof word);
+  word |= (codes & mask) << place.shift;
+  std::memcpy(group + place.byte, &word, sizeof word);
 }
 
 // One group of one output, its bytes already cleared.
 void pack_group(const uint8_t* codes, float scale, uint8_t zero, const PackedWeightView& shape,
                 const PackedLayout& layout, int64_t o, uint8_t* group) {
-  for (int64_t k = 0; k < layout.padded_group; ++k) {
-    const int code = k < shape.group_size ? codes[k] : std::min<int>(zero, (1 << shape.bits) - 1);
-    put_bits(group, code_place(layout, o, k), code);
-    if (shape.bits == 3) put_bits(group, high_bit_place(layout, o, k), code >> 2);
+  const uint32_t filling = 0x01010101u * std::min<uint32_t>(zero, (1u << shape.bits) - 1);
+  for (int64_t k = 0; k < layout.padded_group; k += 4) {
+    uint32_t word = filling;
+    if (k + 4 <= shape.group_size) {
+      std::memcpy(&word, codes + k, sizeof word);
+    } else if (k < shape.group_size) {
+      std::memcpy(&word, codes + k, static_cast<size_t>(shape.group_size - k));
+    }
+    put_codes(group, code_place(layout, o, k), word);
+    if (shape.bits == 3) put_codes(group, high_bit_place(layout, o, k), word >> 2);
   }
   put_scale(group + layout.scale_offset, o, shape.scale_dtype, scale);
   if (shape.shared_zero == kOwnZeros) group[layout.zero_offset + o] = zero;
@@ -65,7 +75,10 @@ void check_table(const PackedWeightView& shape) {
 void check_values(const uint8_t* codes, const float* scales, const uint8_t* zeros,
                   const PackedWeightView& shape, int64_t n_groups) {
   const int max_code = (1 << shape.bits) - 1;
-  for (int64_t i = 0; i < shape.out_features * shape.in_features; ++i) {
+  const int64_t count = shape.out_features * shape.in_features;
+  unsigned seen = 0;  // all bits of all codes: a loop that vectorizes
+  for (int64_t i = 0; i < count; ++i) seen |= codes[i];
+  for (int64_t i = 0; seen >> shape.bits != 0 && i < count; ++i) {
     if (codes[i] > max_code) {
       throw ArgumentError(message("pack_weight: code ", int{codes[i]}, " at row ",
                                   i / shape.in_features, ", column ", i % shape.in_features,
