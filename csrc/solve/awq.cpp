@@ -19,8 +19,8 @@ namespace {
 
 constexpr int kSteps = 20;               // α = i / 20
 constexpr double kSmallestScale = 1e-4;  // Lin et al.'s clamp
-// All exponents are judged on so many rows of each weight, the best of them and the identity on
-// more: docs/algorithms/awq.md says why.
+// All exponents are judged on a sample of so many rows of each weight, the best of them and the
+// identity on more: docs/algorithms/awq.md says why.
 constexpr int64_t kScreenedRows = 256;
 constexpr int64_t kJudgedRows = 1024;
 constexpr int kFinalists = 3;
@@ -69,23 +69,45 @@ std::vector<float> candidate(const std::vector<double>& means, double ratio) {
   return scales;
 }
 
-// Rows that stand for a weight, evenly spaced, in strips; copies of weight that count `share` rows
-// each.
+// A stratified sample: one row of each of `count` intervals, whose sizes differ by one row at most.
+// The place in the interval is a hash of the interval's index: the same on every machine, and
+// without a period that could meet one of the weight, such as its heads.
+struct SampledRow {
+  int64_t index;
+  double share;  // rows of the interval
+};
+
+SampledRow sampled_row(int64_t interval, int64_t count, int64_t rows) {
+  const int64_t begin = interval * rows / count;
+  const int64_t size = (interval + 1) * rows / count - begin;
+  // SplitMix64 (Steele, Lea and Flood 2014), seeded with the index.
+  uint64_t bits = (static_cast<uint64_t>(interval) + 1) * 0x9e3779b97f4a7c15u;
+  bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;
+  bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
+  bits ^= bits >> 31;
+  return {begin + static_cast<int64_t>(bits % static_cast<uint64_t>(size)),
+          static_cast<double>(size)};
+}
+
+// Rows that stand for a weight, ascending, in strips; a row's loss counts `share` times, nothing in
+// the lanes that fill the last strip. A weight of no more than most_rows rows is taken whole.
 struct Sample {
   int64_t n_strips;
-  double share;
-  std::vector<float> strips;  // (n_strips, K, 16)
+  std::vector<double> shares;  // (n_strips · 16,)
+  std::vector<float> strips;   // (n_strips, K, 16)
 };
 
 Sample take_sample(const float* weight, int64_t rows, int64_t in_features, int64_t most_rows) {
   const int64_t count = std::min(rows, most_rows);
   const int64_t n_strips = (count + kStripRows - 1) / kStripRows;
-  Sample sample{n_strips, count > 0 ? static_cast<double>(rows) / static_cast<double>(count) : 0.0,
+  Sample sample{n_strips, std::vector<double>(static_cast<size_t>(n_strips * kStripRows)),
                 std::vector<float>(static_cast<size_t>(n_strips * kStripRows * in_features))};
   parallel_for(n_strips, [&](int64_t s) {
     float* strip = sample.strips.data() + s * in_features * kStripRows;
     for (int64_t lane = 0; lane < std::min(kStripRows, count - s * kStripRows); ++lane) {
-      const float* row = weight + (s * kStripRows + lane) * rows / count * in_features;
+      const SampledRow taken = sampled_row(s * kStripRows + lane, count, rows);
+      sample.shares[static_cast<size_t>(s * kStripRows + lane)] = taken.share;
+      const float* row = weight + taken.index * in_features;
       for (int64_t j = 0; j < in_features; ++j) strip[j * kStripRows + lane] = row[j];
     }
   });
@@ -167,9 +189,10 @@ std::vector<double> sampled_losses(const std::vector<Sample>& samples, const Jud
     });
     for (size_t i = 0; i < candidates.size(); ++i) {
       double sum = 0.0;
-      for (int64_t row = 0; row < rows; ++row)
-        sum += losses[i * static_cast<size_t>(rows) + static_cast<size_t>(row)];
-      totals[i] += sum * sample.share;
+      for (size_t row = 0; row < sample.shares.size(); ++row) {
+        sum += sample.shares[row] * losses[i * sample.shares.size() + row];
+      }
+      totals[i] += sum;
     }
   }
   return totals;
