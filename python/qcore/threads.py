@@ -12,10 +12,11 @@ from qcore.errors import QcoreWarning
 
 # libgomp (GNU), libiomp5 (Intel), libomp (LLVM); wheels add a hash: libgomp-98b21ff3.so.1.0.0.
 _RUNTIME = re.compile(r"/lib(?:gomp|iomp5|omp)[-.][^/]*$")
-# Two looks. A thread that computes is on a CPU for much of both, even where others want the CPU too;
-# one that is being put to sleep for less of the first, however long it waits for a CPU to do so; one
-# of OpenBLAS, which spins for 25 ms after a product, for less of the second.
-_LOOKS_S = (0.005, 0.1)
+# Three looks. A thread that computes is on a CPU for much of all, even where others want the CPU
+# too; one that is being put to sleep for less of the first, however long it waits for a CPU to do
+# so. A thread of OpenBLAS spins after a product, for 0.1 s where it was measured: the third look
+# comes after that.
+_LOOKS_S = (0.005, 0.25, 0.1)
 _RUNNING_SHARE = 0.35
 _TASKS = Path("/proc/self/task")
 
@@ -33,7 +34,7 @@ def openmp_runtimes() -> list[str]:
 
 
 def running_threads() -> int:
-    """Threads of this process, the caller's apart, that are at work: seen so in two looks."""
+    """Threads of this process, the caller's apart, that are at work: seen so in all looks."""
     working = set(_cpu_seconds())
     for look_s in _LOOKS_S:
         before = _cpu_seconds()

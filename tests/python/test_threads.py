@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 
+import numpy as np
 import pytest
 
 from qcore.errors import QcoreWarning
@@ -44,6 +45,13 @@ def test_a_resting_process_is_not_warned():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_running_threads()
+
+
+def test_what_a_product_of_numpy_leaves_behind_is_no_work():
+    """OpenBLAS's threads spin for a while before they sleep."""
+    a = np.ones((700, 700), np.float32)
+    assert a.sum() == (a @ np.eye(700, dtype=np.float32)).sum()
+    assert running_threads() == 0
 
 
 def test_a_running_thread_is_seen(busy_thread):
