@@ -9,8 +9,9 @@ import numpy as np
 
 from benchmarks.harness import Session
 from benchmarks.kernels.weights import BFLOAT16, CHECKED_OUTPUTS, product_error
-from benchmarks.peers import PeerAbsentError, matmul
+from benchmarks.peers import matmul
 from benchmarks.peers.openblas import openblas
+from benchmarks.peers.places import PeerAbsentError
 from benchmarks.timing import Contender, n_copies, rotating
 from qcore import _core
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks.harness import Session, relative_error
 from benchmarks.kernels.weights import BFLOAT16
-from benchmarks.peers import PeerAbsentError
 from benchmarks.peers.openblas import BRING, openblas
+from benchmarks.peers.places import PeerAbsentError
 from benchmarks.timing import Contender
 from qcore import _core
 

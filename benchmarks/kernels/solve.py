@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Session
-from benchmarks.peers import PeerAbsentError
 from benchmarks.peers.openblas import BRING, openblas
+from benchmarks.peers.places import PeerAbsentError
 from benchmarks.timing import Contender
 from qcore import _core
 

@@ -1,15 +1,6 @@
-"""Rivals, one module each. Each is found by an environment variable or an import, and said to be absent otherwise.
+"""Rivals, one module each; places says where each lies and what brings it.
 
-BENCH_OPENBLAS      site-packages folder that holds scipy_openblas32
-BENCH_ONNXRUNTIME   python of an environment with onnxruntime and onnx
-BENCH_TORCH         python of an environment with torch
-BENCH_LLAMA         llama-bench of llama.cpp, or the python of an environment with llama-cpp-python
-BENCH_IK_LLAMA      llama-bench of ik_llama.cpp (the program beside it, llama-quantize, makes the model files)
-BENCH_LLMCOMPRESSOR, BENCH_GPTQMODEL    python of an environment with that package
+python -m benchmarks.peers                                  lists them: where, version, or absent
+python -m benchmarks.peers --install [FOLDER]               an environment for each, by package
+python -m benchmarks.peers --at ik_llama.cpp=SOURCE_TREE    builds llama-bench; or takes a built one
 """
-
-from __future__ import annotations
-
-
-class PeerAbsentError(Exception):
-    """A rival is not here; the text is the line that brings it."""

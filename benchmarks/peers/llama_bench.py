@@ -1,6 +1,6 @@
 """llama.cpp and ik_llama.cpp by their own llama-bench, and our random checkpoint as the GGUF file they read.
 
-BENCH_LLAMA may also name the python of an environment with llama-cpp-python, which then runs the same tests.
+In place of llama.cpp's program stands the python of an environment with llama-cpp-python, which runs the same tests.
 
 The file is written in bfloat16 with a vocabulary of dummy tokens, then brought to Q4_0 or Q8_0 by llama-quantize of
 llama.cpp with embedding and head left in bfloat16: the same bits on both sides, 4.5 a weight in the blocks of Q4_0
@@ -10,7 +10,6 @@ against our 4 bits in groups of 32.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -20,16 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers import PeerAbsentError
+from benchmarks.peers import places
+from benchmarks.peers.places import PeerAbsentError
 from benchmarks.random_checkpoint import Shape, tensors_of
 
 TESTS = Path(__file__).with_name("llama_cpp_tests.py")
-LLAMA = ("llama.cpp", "BENCH_LLAMA")
-IK_LLAMA = ("ik_llama.cpp", "BENCH_IK_LLAMA")
-BRING = {
-    "llama.cpp": "pip install llama-cpp-python; BENCH_LLAMA=its python, or a built llama-bench",
-    "ik_llama.cpp": "cmake --build build --target llama-bench llama-quantize; BENCH_IK_LLAMA=build/bin/llama-bench",
-}
+QUANTIZE = Path(__file__).with_name("llama_cpp_quantize.py")
+WIDE_ENDS = ("--token-embedding-type", "bf16", "--output-tensor-type", "bf16")
+LLAMA, IK_LLAMA = "llama.cpp", "ik_llama.cpp"
 GGUF_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -65,7 +62,7 @@ class LlamaBench:
         The program warms up before each test, and tells its own times: loading is not in them.
         """
         sizes = ",".join(map(str, prompts)) or "0"
-        if self.program.name.startswith("python"):
+        if places.is_python(self.program):
             tests = [str(TESTS), str(model), str(self.threads), str(repetitions), str(new), sizes]
             command = [str(self.program), *tests]
         else:
@@ -82,18 +79,20 @@ class LlamaBench:
         return found
 
 
-def llama_bench(which: tuple[str, str], threads: int) -> LlamaBench:
-    """The program that an environment variable names, or that is on the path.
+def llama_bench(name: str, threads: int) -> LlamaBench:
+    """The program of `name`; llama.cpp's may also be on the path.
 
     Raises:
         PeerAbsentError: with the line that brings it.
     """
-    name, variable = which
-    found = os.environ.get(variable) or (shutil.which("llama-bench") if which == LLAMA else None)
-    if not found or not Path(found).is_file():
-        raise PeerAbsentError(BRING[name])
-    # Not resolved: the python of an environment is a link to another one's.
-    return LlamaBench(name, Path(found).absolute(), threads)
+    on_path = shutil.which("llama-bench") if name == LLAMA else None
+    try:
+        program = places.path_of(name)
+    except PeerAbsentError:
+        if on_path is None:
+            raise
+        program = Path(on_path)
+    return LlamaBench(name, program, threads)
 
 
 def write_gguf(path: Path, shape: Shape) -> Path:
@@ -162,21 +161,25 @@ def gguf_name(name: str) -> str:
 
 
 def quantized_gguf(source: Path, kind: str, benches: Sequence[LlamaBench]) -> Path:
-    """`source` as Q4_0 or Q8_0, embedding and head in bfloat16, by the first llama-quantize beside a llama-bench.
+    """`source` as Q4_0 or Q8_0, embedding and head in bfloat16, by the first of the rivals that can.
 
     Raises:
-        PeerAbsentError: none of them has one.
+        PeerAbsentError: none is a package, none has llama-quantize beside its llama-bench.
     """
     path = source.with_name(f"{source.stem.removesuffix('-bf16')}-{kind.lower()}.gguf")
     if path.exists():
         return path
-    programs = [bench.program.with_name("llama-quantize") for bench in benches]
-    present = [program for program in programs if program.is_file()]
-    if not present:
+    commands = []
+    for program in (bench.program for bench in benches):
+        beside = program.with_name("llama-quantize")
+        if places.is_python(program):
+            commands.append([str(program), str(QUANTIZE)])
+        elif beside.is_file():
+            commands.append([str(beside), *WIDE_ENDS])
+    if not commands:
         raise PeerAbsentError("cmake --build build --target llama-quantize, beside llama-bench")
     staged = path.with_suffix(".partial")
-    command = [str(present[0]), "--token-embedding-type", "bf16", "--output-tensor-type", "bf16"]
-    command += [str(source), str(staged), kind, str(benches[0].threads)]
+    command = [*commands[0], str(source), str(staged), kind, str(benches[0].threads)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"llama-quantize: {done.stdout[-1000:]}{done.stderr[-1000:]}")

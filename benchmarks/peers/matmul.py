@@ -7,16 +7,12 @@ import os
 import subprocess
 from pathlib import Path
 
-from benchmarks.peers import PeerAbsentError
+from benchmarks.peers import places
+from benchmarks.peers.places import RIVALS, PeerAbsentError
 from benchmarks.timing import Contender
 from qcore import _core
 
 SERVER = Path(__file__).with_name("matmul_server.py")
-VARIABLES = {"onnxruntime": "BENCH_ONNXRUNTIME", "torch": "BENCH_TORCH"}
-BRING = {
-    "onnxruntime": "pip install onnxruntime onnx; BENCH_ONNXRUNTIME=its python",
-    "torch": "pip install torch; BENCH_TORCH=its python",
-}
 
 
 def product(kind: str, M: int, N: int, K: int) -> Contender:
@@ -30,13 +26,12 @@ def product(kind: str, M: int, N: int, K: int) -> Contender:
         PeerAbsentError: with the line that brings it.
     """
     package = kind.split()[0]
-    python = os.environ.get(VARIABLES[package])
-    if not python:
-        raise PeerAbsentError(BRING[package])
+    python = places.path_of(package)
+    bring = RIVALS[package].bring
     sizes = [str(value) for value in (M, N, K, _core.num_threads())]
     try:
         process = subprocess.Popen(
-            [python, str(SERVER), kind, *sizes],
+            [str(python), str(SERVER), kind, *sizes],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -44,13 +39,13 @@ def product(kind: str, M: int, N: int, K: int) -> Contender:
             env={**os.environ, "OMP_WAIT_POLICY": "passive"},
         )
     except OSError as error:
-        raise PeerAbsentError(f"{error}. {BRING[package]}") from error
+        raise PeerAbsentError(f"{error}. {bring}") from error
     atexit.register(process.kill)
     asked, told = process.stdin, process.stdout
     assert asked is not None
     assert told is not None
     if not told.readline():
-        raise PeerAbsentError(f"{python} cannot run it. {BRING[package]}")
+        raise PeerAbsentError(f"{python} cannot run it; {bring}")
 
     def run() -> float:
         asked.write("\n")

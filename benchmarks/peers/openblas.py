@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import site
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers import PeerAbsentError
+from benchmarks.peers import places
+from benchmarks.peers.places import PeerAbsentError
 from qcore import _core
 
 NAME = "OpenBLAS"
-BRING = "pip install scipy-openblas32, or BENCH_OPENBLAS=its site-packages"
+BRING = places.RIVALS[NAME].bring
+LIBRARY = Path("scipy_openblas32", "lib", "libscipy_openblas.so")
 ROW_MAJOR, NO_TRANSPOSE, TRANSPOSE, UPPER = 101, 111, 112, 121
 
 
@@ -82,16 +83,18 @@ def _at(array: np.ndarray) -> ctypes.c_void_p:
 
 @cache
 def openblas() -> OpenBlas:
-    """The rival.
+    """The rival; this python's own environment may have it too.
 
     Raises:
         PeerAbsentError: with the line that brings it.
     """
-    folders = [os.environ.get("BENCH_OPENBLAS", ""), *site.getsitepackages()]
-    for folder in filter(None, folders):
-        path = Path(folder) / "scipy_openblas32" / "lib" / "libscipy_openblas.so"
-        if path.is_file():
-            library = ctypes.CDLL(str(path))
-            library.scipy_openblas_set_num_threads(_core.num_threads())
-            return OpenBlas(library)
-    raise PeerAbsentError(BRING)
+    own = [Path(folder) / LIBRARY for folder in site.getsitepackages()]
+    path = next(filter(Path.is_file, own), None)
+    if path is None:
+        place = places.path_of(NAME)
+        path = (place if place.is_dir() else places.site_packages(place)) / LIBRARY
+        if not path.is_file():
+            raise PeerAbsentError(f"{place} has no {LIBRARY.name}; {BRING}")
+    library = ctypes.CDLL(str(path))
+    library.scipy_openblas_set_num_threads(_core.num_threads())
+    return OpenBlas(library)

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.harness import Session
 from benchmarks.peers import quantizers
+from benchmarks.peers.places import PeerAbsentError
 from benchmarks.timing import peak_megabytes
 from qcore import _core
 
@@ -82,13 +83,15 @@ def against_peers(session: Session, folder: Path, out: Path) -> None:
     print(f"\nquantize, {first['tokens']:,} tokens, groups of {GROUP_SIZE}:")
     tokens = folder / "tokens.json"
     tokens.write_text(json.dumps(first["sequences"]), "utf-8")
-    ours, theirs = [first], {}
+    ours, theirs, absent = [first], {}, {}
     tell(session, "qcore", first, first["tokens"])
     model = str(Path(options.model).resolve())
-    for name in quantizers.VARIABLES:
-        found = quantizers.measured(name, model, tokens, GROUP_SIZE, _core.num_threads())
-        if found is None:
-            print(f"  {name} is absent: {quantizers.BRING[name]}")
+    for name in quantizers.NAMES:
+        try:
+            found = quantizers.measured(name, model, tokens, GROUP_SIZE, _core.num_threads())
+        except PeerAbsentError as error:
+            absent[name] = str(error)
+            print(f"  {name} is absent: {error}")
             continue
         theirs[name] = found
         tell(session, f"{name} {found['version']}", found, first["tokens"])
@@ -96,12 +99,11 @@ def against_peers(session: Session, folder: Path, out: Path) -> None:
         tell(session, "qcore", ours[-1], first["tokens"])
     goal_name = f"quantize, {first['tokens']:,} tokens, one run each"
     if not theirs:
-        lines = "; ".join(quantizers.BRING.values())
+        lines = "; ".join(absent.values())
         session.state(goal_name, None, "x", TIMES_FASTER, missing=f"no rival here: {lines}")
         return
     best = min(theirs, key=lambda name: theirs[name]["seconds"])
     slowest = max(run["seconds"] for run in ours)
-    absent = [name for name in quantizers.VARIABLES if name not in theirs]
     session.state(
         goal_name,
         *(theirs[best]["seconds"] / slowest, "x", TIMES_FASTER),

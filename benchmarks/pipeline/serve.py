@@ -18,9 +18,7 @@ import numpy as np
 
 import qcore
 from benchmarks.harness import Session
-from benchmarks.peers import PeerAbsentError
 from benchmarks.peers.llama_bench import (
-    BRING,
     IK_LLAMA,
     LLAMA,
     LlamaBench,
@@ -28,6 +26,7 @@ from benchmarks.peers.llama_bench import (
     quantized_gguf,
     write_gguf,
 )
+from benchmarks.peers.places import RIVALS, PeerAbsentError
 from benchmarks.random_checkpoint import LLAMA_1B, Shape, write_checkpoint
 from benchmarks.timing import Times, visited
 from qcore import _core
@@ -137,11 +136,11 @@ def rivals(folder: Path, shape: Shape) -> tuple[dict[str, tuple[LlamaBench, Path
     found: dict[str, tuple[LlamaBench, Path]] = {}
     absent: dict[str, str] = {}
     programs: dict[str, LlamaBench] = {}
-    for which in (LLAMA, IK_LLAMA):
+    for name in (LLAMA, IK_LLAMA):
         try:
-            programs[which[0]] = llama_bench(which, _core.num_threads())
+            programs[name] = llama_bench(name, _core.num_threads())
         except PeerAbsentError as error:
-            absent[which[0]] = str(error)
+            absent[name] = str(error)
     if not programs:
         return found, absent
     plain = write_gguf(folder / f"{name_of(shape)}-bf16.gguf", shape)
@@ -151,8 +150,8 @@ def rivals(folder: Path, shape: Shape) -> tuple[dict[str, tuple[LlamaBench, Path
         return found, absent | {f"{name} Q4_0": str(error) for name in programs}
     for name, program in programs.items():
         found[f"{name} Q4_0"] = (program, four)
-    if IK_LLAMA[0] in programs:
-        found[f"{IK_LLAMA[0]} bf16"] = (programs[IK_LLAMA[0]], plain)
+    if IK_LLAMA in programs:
+        found[f"{IK_LLAMA} bf16"] = (programs[IK_LLAMA], plain)
     return found, absent
 
 
@@ -177,7 +176,7 @@ def against_rivals(session: Session, folder: Path, shape: Shape, ours: dict[str,
     times, disturbed = visited(systems, visits)
     show(session, f"{told(shape)}, tokens/s", times, visits, disturbed)
     prefill, decode = times[f"pp{PREFILL}"], times[f"tg{DECODE}"]
-    lc, ik = (f"{which[0]} Q4_0" for which in (LLAMA, IK_LLAMA))
+    lc, ik = (f"{name} Q4_0" for name in (LLAMA, IK_LLAMA))
     best = "the best peer"
     state(session, f"prefill {PREFILL}, g32", prefill, OURS_32, [ik], ik, 1.4)
     state(session, f"prefill {PREFILL}, g32", prefill, OURS_32, [lc], lc, 2.2)
@@ -187,7 +186,7 @@ def against_rivals(session: Session, folder: Path, shape: Shape, ours: dict[str,
     for M in FEW:
         goal = 2.0 if M >= 8 else None
         state(session, f"M = {M}, g32", times[f"pp{M}"], OURS_32, [lc, ik], best, goal)
-    ik_bf16 = f"{IK_LLAMA[0]} bf16"
+    ik_bf16 = f"{IK_LLAMA} bf16"
     state(session, f"dense prefill {PREFILL}", prefill, OURS_DENSE, [ik_bf16], ik_bf16, 1.05)
     state(session, f"dense decode {DECODE}", decode, OURS_DENSE, [ik_bf16], ik_bf16, None)
 
@@ -203,7 +202,7 @@ def state(
 ) -> None:
     """A row: how many times faster than the fastest of `theirs` that is here."""
     present = [other for other in theirs if other in times]
-    lines = [f"{o} is absent ({BRING[o.split()[0]]})" for o in theirs if o not in times]
+    lines = [f"{o} is absent ({RIVALS[o.split()[0]].bring})" for o in theirs if o not in times]
     missing = "; ".join(lines)
     if not present:
         session.state(name, None, "x", goal, rival=rival, missing=missing)

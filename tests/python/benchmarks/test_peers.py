@@ -1,13 +1,17 @@
-"""Rivals are found where they are named, and said to be absent where they are not; their model file is readable."""
+"""Rivals are found where the folder's record or a variable says, and said to be absent where they are not."""
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
-from benchmarks.peers import PeerAbsentError, llama_bench, openblas, quantizers
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers import llama_bench, openblas, places, quantizers
+from benchmarks.peers.places import RIVALS, PeerAbsentError
 from benchmarks.random_checkpoint import Shape, tensors_of, write_checkpoint
 
 import qcore
@@ -15,31 +19,174 @@ import qcore
 SHAPE = Shape(64, 2, 2, 1, 32, 96, 300)
 
 
-def test_an_absent_rival_says_how_to_bring_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BENCH_LLAMA", "BENCH_IK_LLAMA", "BENCH_OPENBLAS", "BENCH_GPTQMODEL"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder of rivals, and no variable that names another."""
+    for rival in RIVALS.values():
+        monkeypatch.delenv(rival.variable, raising=False)
+    place = tmp_path / "peers"
+    place.mkdir()
+    monkeypatch.setenv(places.FOLDER_VARIABLE, str(place))
     monkeypatch.setattr("benchmarks.peers.llama_bench.shutil.which", lambda name: None)
+    return place
+
+
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n" + text + "\n")
+    path.chmod(0o755)
+    return path
+
+
+def listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *given: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["peers", *given])
+    peers.main()
+    return capsys.readouterr().out
+
+
+def test_an_absent_rival_says_how_to_bring_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.peers.openblas.site.getsitepackages", list)
-    for which in (llama_bench.LLAMA, llama_bench.IK_LLAMA):
-        with pytest.raises(PeerAbsentError, match=which[1]):
-            llama_bench.llama_bench(which, 2)
+    for name in RIVALS:
+        with pytest.raises(PeerAbsentError, match=f"python -m benchmarks.peers --.* {name}"):
+            places.path_of(name)
+    with pytest.raises(PeerAbsentError, match=r"--at ik_llama\.cpp="):
+        llama_bench.llama_bench(llama_bench.IK_LLAMA, 2)
     openblas.openblas.cache_clear()
-    with pytest.raises(PeerAbsentError, match="pip install scipy-openblas32"):
+    with pytest.raises(PeerAbsentError, match="--install --only OpenBLAS"):
         openblas.openblas()
-    assert quantizers.measured("GPTQModel", "model", Path("tokens.json"), 64, 2) is None
+    with pytest.raises(PeerAbsentError, match="--install --only GPTQModel"):
+        quantizers.measured("GPTQModel", "model", Path("tokens.json"), 64, 2)
+
+
+def test_a_named_program_is_kept_and_found(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = program(tmp_path / "other" / "llama-bench", "exit 0")
+    told = listed(capsys, monkeypatch, "--at", f"ik_llama.cpp={found}")
+    assert re.search(rf"^ik_llama.cpp +built \d{{4}}-\d\d-\d\d {found}$", told, re.MULTILINE)
+    assert re.search(r"^OpenBLAS +absent ", told, re.MULTILINE)
+    assert places.path_of("ik_llama.cpp") == found
+    assert set(places.record(folder)) == {"ik_llama.cpp"}
+    found.unlink()
+    with pytest.raises(PeerAbsentError, match=r"peers\.json names .*, which is not there"):
+        places.path_of("ik_llama.cpp")
+
+
+def test_a_variable_names_another_for_one_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
+    places.keep(folder, "llama.cpp", program(folder / "llama.cpp" / "llama-bench", "exit 0"))
+    other = program(tmp_path / "llama-bench", "exit 0")
+    monkeypatch.setenv("BENCH_LLAMA", str(other))
+    assert places.path_of("llama.cpp") == other
+    monkeypatch.setenv("BENCH_LLAMA", str(tmp_path / "gone"))
+    with pytest.raises(PeerAbsentError, match=r"BENCH_LLAMA names .*gone, which is not there"):
+        places.path_of("llama.cpp")
+
+
+def test_a_folder_of_rivals_may_move(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places.keep(folder, "llama.cpp", program(folder / "llama.cpp" / "llama-bench", "exit 0"))
+    moved = folder.rename(folder.with_name("moved"))
+    monkeypatch.setenv(places.FOLDER_VARIABLE, str(moved))
+    assert places.path_of("llama.cpp") == moved / "llama.cpp" / "llama-bench"
+
+
+def test_a_package_is_installed_in_an_environment_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[list[str]] = []
+
+    def pretended(command: list[str], environment: dict[str, str] | None = None) -> None:
+        ran.append(command)
+        if "venv" in command:
+            program(Path(command[-1]) / "bin" / "python", "echo 1.2.3")
+
+    monkeypatch.setattr(peers, "run", pretended)
+    told = listed(capsys, monkeypatch, "--install", str(folder), "--only", "onnxruntime")
+    assert [command[1:4] for command in ran] == [
+        ["-m", "venv", "--clear"],
+        ["-m", "pip", "install"],
+    ]
+    assert ran[1][-2:] == ["onnxruntime", "onnx"]
+    assert re.search(rf"onnxruntime +1\.2\.3 +{folder}/onnxruntime/bin/python", told)
+    assert places.record(folder)["onnxruntime"]["version"] == "1.2.3"
+    assert places.record(folder)["onnxruntime"]["path"] == "onnxruntime/bin/python"
+
+
+def test_large_rivals_are_installed_only_when_asked_for() -> None:
+    names = [rival.name for rival in peers.wanted(None)]
+    assert "torch" not in names
+    assert "ik_llama.cpp" not in names
+    assert "onnxruntime" in names
+    assert [rival.name for rival in peers.wanted(["torch"])] == ["torch"]
+
+
+def test_a_source_tree_is_built(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "CMakeLists.txt").write_text("")
+    made = folder / "ik_llama.cpp" / "bin" / "llama-bench"
+    cmake = f'[ "$1" = --build ] || exit 0; mkdir -p {made.parent}; touch {made}'
+    pretended = program(tmp_path / "cmake", cmake)
+    monkeypatch.setattr(peers.shutil, "which", lambda name: str(pretended))
+    listed(capsys, monkeypatch, "--at", f"ik_llama.cpp={tree}")
+    assert places.path_of("ik_llama.cpp") == made
+
+
+def test_a_rival_that_fails_is_told_and_the_next_follows(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "CMakeLists.txt").write_text("")
+    pretended = program(tmp_path / "cmake", "echo 'CMake Error: no compiler' >&2; exit 1")
+    monkeypatch.setattr(peers.shutil, "which", lambda name: str(pretended))
+    found = program(tmp_path / "llama-bench", "exit 0")
+    monkeypatch.setattr(
+        sys, "argv", ["peers", "--at", f"llama.cpp={tree}", "--at", f"ik_llama.cpp={found}"]
+    )
+    assert peers.main() == 1
+    assert "llama.cpp: `" in (told := capsys.readouterr().out)
+    assert "failed: CMake Error: no compiler" in told
+    assert set(places.record(folder)) == {"ik_llama.cpp"}
+
+
+@pytest.mark.parametrize("given", ["nobody=/bin/sh", "torch", "torch=", "torch=/not/there"])
+def test_a_place_that_cannot_be_is_refused(
+    given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        listed(capsys, monkeypatch, "--at", given)
+    assert re.search("NAME one of OpenBLAS|is not there", capsys.readouterr().err)
+
+
+def test_a_record_that_cannot_be_read_is_told(folder: Path) -> None:
+    (folder / places.RECORD).write_text("{")
+    with pytest.raises(PeerAbsentError, match=r"peers\.json cannot be read .*; delete it"):
+        places.path_of("OpenBLAS")
 
 
 def test_a_rival_is_asked_as_its_program_wants(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    program = tmp_path / "llama-bench"
-    program.write_text(
-        '#!/bin/sh\necho "$@" >&2\n'
+    bench = program(
+        tmp_path / "llama-bench",
+        'echo "$@" >&2\n'
         'echo \'[{"n_prompt": 4, "n_gen": 0, "samples_ns": [1000, 3000, 2000]},'
-        ' {"n_prompt": 0, "n_gen": 8, "samples_ns": [5000000000]}]\'\n'
+        ' {"n_prompt": 0, "n_gen": 8, "samples_ns": [5000000000]}]\'',
     )
-    program.chmod(0o755)
-    monkeypatch.setenv("BENCH_LLAMA", str(program))
+    monkeypatch.setenv("BENCH_LLAMA", str(bench))
     found = llama_bench.llama_bench(llama_bench.LLAMA, 2)
     assert found.seconds(Path("m.gguf"), (4,), 8, repetitions=3) == {"pp4": 2e-6, "tg8": 5.0}
 
@@ -68,7 +215,10 @@ def test_the_random_checkpoint_opens_and_runs(tmp_path: Path) -> None:
     assert np.isfinite(hidden).all()
 
 
-def test_openblas_multiplies_when_it_is_here(rng: np.random.Generator) -> None:
+def test_openblas_multiplies_when_it_is_here(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(places.FOLDER_VARIABLE)
     openblas.openblas.cache_clear()
     try:
         found = openblas.openblas()
