@@ -92,9 +92,12 @@ solve::ColumnOrder parse_order(const std::string& name) {
 }
 
 solve::ScaleRule parse_scales(const std::string& name) {
-  if (name == "search") return solve::ScaleRule::kSearch;
+  if (name == "conditional") return solve::ScaleRule::kConditional;
+  if (name == "diagonal") return solve::ScaleRule::kDiagonal;
+  if (name == "mse") return solve::ScaleRule::kMse;
   if (name == "minmax") return solve::ScaleRule::kMinMax;
-  throw ArgumentError(message("scales is \"", name, "\". Use \"search\" or \"minmax\"."));
+  throw ArgumentError(message("scale_search is \"", name,
+                              "\". Use \"conditional\", \"diagonal\", \"mse\" or \"minmax\"."));
 }
 
 FactorPointer factor_hessian(const py::array& hessian, int64_t group_size, double damp_ratio,
@@ -120,11 +123,11 @@ py::array_t<float> factor_r(const solve::Factor& self) {
 
 py::tuple gptq(const py::array& weight, const FactorPointer& factor, int bits, int64_t group_size,
                bool symmetric, bool signed_scales, const std::string& scale_dtype,
-               const std::string& scales) {
+               const std::string& scale_search) {
   const QuantSpec spec = make_spec(bits, group_size, symmetric, signed_scales, scale_dtype);
   const float* w = as_contiguous<float>(weight, "weight", -1, factor->in_features);
   solve::GptqOptions options;
-  options.scales = parse_scales(scales);
+  options.scales = parse_scales(scale_search);
   const int64_t n = weight.shape(0);
   solve::QuantizedWeight result;
   {
@@ -211,7 +214,7 @@ void bind_solve(py::module_& module) {
   module.def("rtn_clipped", &rtn_clipped, py::arg("weight"), py::arg("hessian"), bits, group_size,
              symmetric, signed_scales, scale_dtype, "Rounding with AWQ's clip search.");
   module.def("gptq", &gptq, py::arg("weight"), py::arg("factor"), bits, group_size, symmetric,
-             signed_scales, scale_dtype, py::arg("scales") = "search",
+             signed_scales, scale_dtype, py::arg("scale_search") = "conditional",
              "GPTQ: (codes, scales, zeros).");
   module.def("search_awq_scales", &search_awq_scales, py::arg("weights"), py::arg("hessian"),
              py::arg("abs_mean"), py::arg("tie"), bits, group_size, symmetric, signed_scales,

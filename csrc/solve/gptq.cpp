@@ -191,6 +191,9 @@ Factor factor_hessian(const double* hessian, int64_t in_features, int64_t group_
     if (value == 0.0) ++factor.dead_columns;
   }
   factor.permutation = visiting_order(problem.diagonal, group_size, options.order);
+  for (const int64_t stored : factor.permutation) {
+    factor.diagonal.push_back(static_cast<float>(problem.diagonal[static_cast<size_t>(stored)]));
+  }
   factor.damp_tried.push_back(options.damp_ratio);
   for (;;) {
     if (try_factor<float>(problem, kSmallestShare, factor)) return factor;
@@ -228,9 +231,22 @@ QuantizedWeight gptq(const float* weight, int64_t out_features, const Factor& fa
   }
   kernels::ColumnLoopArgs loop;
   loop.r = factor.r.as<float>();
-  loop.column_weights = factor.column_weights.data();
-  loop.rule = options.scales == ScaleRule::kSearch ? kernels::GridRule::kWeighted
-                                                   : kernels::GridRule::kMinMax;
+  const std::vector<float> ones(static_cast<size_t>(factor.in_features), 1.0f);
+  loop.rule = kernels::GridRule::kWeighted;
+  switch (options.scales) {
+    case ScaleRule::kConditional:
+      loop.column_weights = factor.column_weights.data();
+      break;
+    case ScaleRule::kDiagonal:
+      loop.column_weights = factor.diagonal.data();
+      break;
+    case ScaleRule::kMse:
+      loop.column_weights = ones.data();
+      break;
+    case ScaleRule::kMinMax:
+      loop.rule = kernels::GridRule::kMinMax;
+      break;
+  }
   return run_column_loop(weight, out_features, factor.in_features, factor.permutation, spec, loop,
                          "gptq");
 }

@@ -21,15 +21,19 @@ enum class ColumnOrder : int {
                // storage stays sequential
 };
 
+// How the grid of a group is found. The first three search the same candidates and differ in what
+// an error of column j counts.
 enum class ScaleRule : int {
-  kSearch = 0,  // candidates weighted with R_jj², then two refits (recipe page)
-  kMinMax = 1,  // the group's range, as plain rounding takes it
+  kConditional = 0,  // R_jj²: the variance of the channel given those still to come
+  kDiagonal = 1,     // H_jj: the variance of the channel
+  kMse = 2,          // 1
+  kMinMax = 3,       // no search: the group's range, as plain rounding takes it
 };
 
 struct GptqOptions {
   double damp_ratio = 0.03;
   ColumnOrder order = ColumnOrder::kGroup;
-  ScaleRule scales = ScaleRule::kSearch;
+  ScaleRule scales = ScaleRule::kConditional;
 };
 
 // One Hessian prepared for any number of weights that share it (q, k, v; gate, up).
@@ -42,6 +46,7 @@ struct Factor {
   // cannot overflow.
   kernels::AlignedBuffer r;           // float32
   std::vector<float> column_weights;  // (K,) R_jj² in visiting order, 0 for dead columns
+  std::vector<float> diagonal;        // (K,) H_jj in visiting order, times that power of two
   std::vector<double> damp_tried;     // every rung tried; the last one held, unless `failed`
   bool float64 = false;               // the rung that held did so in float64 only
   bool failed = false;                // no rung held: the caller rounds, counts and names the layer

@@ -167,7 +167,7 @@ def gptq(
     symmetric: bool,
     signed_scales: bool = True,
     scale_dtype: str = "float16",
-    scales: str = "search",
+    scale_search: str = "conditional",
 ) -> Codes: ...
 def layer_loss(
     weight: Float32, codes: UInt8, scales: Float32, zeros: UInt8, hessian: Float64

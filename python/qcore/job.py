@@ -86,8 +86,11 @@ def _calibration(
     if not recipe.needs_data:
         return calib if isinstance(calib, Calibration) else None
     if calib is None:
+        what = f"Method {recipe.method!r}"
+        if recipe.method == "rtn":
+            what += f" with scale_search {recipe.scale_search!r}"
         raise MissingInputError(
-            f"Method {recipe.method!r} needs calibration data.",
+            f"{what} needs calibration data.",
             code="CALIB_MISSING",
             remedy='Pass --calib FILE with your own conversations, or use method "rtn".',
         )

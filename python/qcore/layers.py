@@ -23,6 +23,7 @@ from qcore.spec import Array, Float32Array, QuantizedLinear, QuantSpec, ScaleDty
 
 Float64Array = npt.NDArray[np.float64]
 ActOrder = Literal["group", "none"]
+ScaleSearch = Literal["conditional", "diagonal", "mse", "minmax"]
 Activations = Literal["float32", "bfloat16", "int8"]
 
 # The smallest positive number of each storage type; a scale that would round to zero is raised to
@@ -168,6 +169,7 @@ def quantize_gptq(
     *,
     damp_ratio: float = 0.03,
     act_order: ActOrder = "group",
+    scale_search: ScaleSearch = "conditional",
     allow_fallback: bool = False,
 ) -> QuantizedLinear:
     """Choose codes so that the layer's output changes least (GPTQ, arXiv 2210.17323).
@@ -183,6 +185,9 @@ def quantize_gptq(
         act_order: "group" visits groups, and columns inside them, by decreasing diagonal (storage
             stays
             sequential); "none" as stored.
+        scale_search: what a column's error counts in the search of its group's scale: "conditional"
+            its channel's variance given those still to come, "diagonal" its variance, "mse" 1;
+            "minmax" takes the range.
         allow_fallback: when no damping makes the Hessian positive definite, round with scales
             weighted by its diagonal, and warn, instead of raising.
 
@@ -210,7 +215,7 @@ def quantize_gptq(
         warnings.warn(QcoreWarning(str(singular), code=singular.code), stacklevel=2)
         codes = _core.rtn_weighted(w, np.maximum(np.diag(h), 0.0), **grid)
     else:
-        codes = _core.gptq(w, factor, **grid)
+        codes = _core.gptq(w, factor, **grid, scale_search=scale_search)
     error, signal = _core.layer_loss(w, *codes, h)
     return _layer(codes, spec, error / signal if signal > 0 else 0.0)
 

@@ -30,6 +30,7 @@ from qcore.recipe_values import (
 from qcore.spec import BITS
 
 METHODS = ("rtn", "gptq", "awq", "awq+gptq")
+SCALE_SEARCHES = ("auto", "conditional", "diagonal", "mse", "minmax")
 ACT_ORDERS = ("group", "none")
 TOKEN_WEIGHTS = ("first-tokens", "none")
 PROPAGATE = ("quantized", "reference")
@@ -73,13 +74,17 @@ class Recipe:
             divides every layer.
         symmetric: zeros fixed at 2^(bits-1).
         signed_scales: symmetric only: groups may take a negative scale.
+        scale_search: what a column's error counts when the scale of its group is searched:
+            "conditional" R_jj², the variance of its channel given those still to come (gptq only),
+            "diagonal" H_jj, "mse" 1; "minmax" searches nothing and takes the range. "auto":
+            conditional for gptq, minmax for rtn, minmax with `clip` for awq.
         act_order: "group" (groups and the columns inside them by decreasing diagonal of H) or
             "none".
         damp_ratio: share of the mean diagonal added to the Hessian.
         token_weights: "first-tokens" counts position 0 of every sample `first_token_weight` times,
             "none" counts all once.
         first_token_weight: see above.
-        clip: awq without gptq: search clipped ranges too.
+        clip: awq without gptq, scale_search "auto": search clipped ranges.
         propagate: "quantized": a block's statistics come from the quantized blocks before it;
             "reference": from the original.
         activations: precision of the activations during the pass: "bfloat16", "float32", or "auto"
@@ -97,6 +102,7 @@ class Recipe:
     group_size: int | None = None
     symmetric: bool = False
     signed_scales: bool = True
+    scale_search: str = "auto"
     act_order: str = "group"
     damp_ratio: float = 0.03
     token_weights: str = "first-tokens"
@@ -117,7 +123,14 @@ class Recipe:
     @property
     def needs_data(self) -> bool:
         """Whether the method looks at calibration data."""
-        return self.method != "rtn"
+        return self.method != "rtn" or self.scale_search == "diagonal"
+
+    @property
+    def scale_rule(self) -> str:
+        """`scale_search` with "auto" resolved."""
+        if self.scale_search != "auto":
+            return self.scale_search
+        return "conditional" if "gptq" in self.method else "minmax"
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -231,6 +244,8 @@ class Recipe:
         group = {None: "auto", -1: "whole row"}.get(self.group_size, str(self.group_size))
         kind = "symmetric" if self.symmetric else "asymmetric"
         text = f"{self.method}, {self.bits} bits, group {group}, {kind}"
+        if self.scale_search != "auto":
+            text += f", scales {self.scale_search}"
         if "gptq" in self.method:
             text += f", order {self.act_order}, damping {self.damp_ratio:g}"
         if self.needs_data and self.token_weights == "first-tokens":
@@ -252,6 +267,14 @@ class Recipe:
 def _check_recipe(recipe: Recipe) -> None:
     choice("method", recipe.method, METHODS)
     choice("bits", recipe.bits, BITS)
+    choice("scale_search", recipe.scale_search, SCALE_SEARCHES)
+    if recipe.scale_search == "conditional" and "gptq" not in recipe.method:
+        raise RecipeError(
+            f'Method {recipe.method!r} has no use for scale_search = "conditional": no column is '
+            "compensated by those to come.",
+            code="RECIPE_CONFLICT",
+            remedy='Use scale_search = "diagonal", or method = "gptq".',
+        )
     choice("act_order", recipe.act_order, ACT_ORDERS)
     choice("token_weights", recipe.token_weights, TOKEN_WEIGHTS)
     choice("propagate", recipe.propagate, PROPAGATE)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qcore import _core
 from qcore.errors import NumericalError
@@ -75,9 +76,8 @@ def solve_block(
     }
     if hessians is None:
         for linear in linears:
-            codes = _core.rtn(
-                weights[linear.name], **specs[linear.name].grid_arguments(linear.in_features)
-            )
+            grid = specs[linear.name].grid_arguments(linear.in_features)
+            codes = _rounded(weights[linear.name], None, recipe, grid)
             solved.layers[linear.name] = QuantizedLinear(*codes, spec=specs[linear.name])
             solved.reports.append({"layer": linear.name, "loss": None})
         return solved
@@ -116,11 +116,12 @@ def _solve_tap(
         grid = spec.grid_arguments(linear.in_features)
         weight = weights[linear.name]
         report: dict[str, Any] = {"layer": linear.name, "tokens": int(statistics.n_tokens)}
-        if recipe.method == "awq":
-            if recipe.clip and linear.role not in NEVER_CLIPPED:
+        if "gptq" not in recipe.method:
+            searched = recipe.scale_search != "auto" or linear.role in NEVER_CLIPPED
+            if recipe.method == "awq" and recipe.clip and not searched:
                 codes = _core.rtn_clipped(weight, hessian, **grid)
             else:
-                codes = _core.rtn(weight, **grid)
+                codes = _rounded(weight, hessian, recipe, grid)
         else:
             size = grid["group_size"]
             if size not in factors:  # the visiting order depends on the group size
@@ -142,12 +143,27 @@ def _solve_tap(
                 report["fallback"] = "rtn"
                 codes = _core.rtn_weighted(weight, np.ascontiguousarray(np.diag(hessian)), **grid)
             else:
-                codes = _core.gptq(weight, factor, **grid)
+                codes = _core.gptq(weight, factor, **grid, scale_search=recipe.scale_rule)
         error, signal = _core.layer_loss(weight, *codes, hessian)
         loss = error / signal if signal > 0 else 0.0
         report["loss"] = loss
         solved.layers[linear.name] = QuantizedLinear(*codes, spec=spec, loss=loss)
         solved.reports.append(report)
+
+
+def _rounded(
+    weight: Float32Array,
+    hessian: npt.NDArray[np.float64] | None,
+    recipe: Recipe,
+    grid: Mapping[str, Any],
+) -> _core.Codes:
+    """Rounding without compensation, the scales by the recipe's rule."""
+    if recipe.scale_rule == "diagonal":
+        assert hessian is not None
+        return _core.rtn_weighted(weight, np.ascontiguousarray(np.diag(hessian)), **grid)
+    if recipe.scale_rule == "mse":
+        return _core.rtn_weighted(weight, np.ones(weight.shape[1]), **grid)
+    return _core.rtn(weight, **grid)
 
 
 def finite_weight(weight: Array, name: str) -> Float32Array:

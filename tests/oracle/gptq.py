@@ -31,7 +31,7 @@ def gptq(
     spec: Spec,
     damp_ratio: float = 0.03,
     order: str = "group",
-    scales: str = "search",
+    scale_search: str = "conditional",
 ):
     """(codes, scales, zeros, gaps): gaps are the distances of the rounded targets to the nearest tie, in steps."""
     N, K = weight.shape
@@ -40,7 +40,11 @@ def gptq(
     p = group_order(diagonal, g) if order == "group" else np.arange(K)
     H = damped(hessian, damp_ratio)[np.ix_(p, p)]
     U = np.linalg.cholesky(np.linalg.inv(H)).T  # upper, inverse = Uᵀ U
-    importance = np.where(diagonal[p] == 0, 0.0, 1.0 / np.diag(U) ** 2)  # R_jj²
+    importance = {
+        "conditional": np.where(diagonal[p] == 0, 0.0, 1.0 / np.diag(U) ** 2),  # R_jj²
+        "diagonal": diagonal[p],
+        "mse": np.ones(K),
+    }.get(scale_search)
     W = weight[:, p].astype(np.float64)  # overwritten by the running update
     codes, gaps = np.zeros((N, K), np.uint8), np.zeros((N, K))
     scale, zero = np.zeros((N, K // g)), np.zeros((N, K // g), np.uint8)
@@ -50,9 +54,9 @@ def gptq(
             for i in range(N):
                 w = W[i, j : j + g]
                 found = (
-                    searched_grid(w, importance[j : j + g], spec)
-                    if scales == "search"
-                    else minmax_grid(w, spec)
+                    minmax_grid(w, spec)
+                    if importance is None
+                    else searched_grid(w, importance[j : j + g], spec)
                 )
                 scale[i, stored_group], zero[i, stored_group] = found
         s, z = scale[:, stored_group], zero[:, stored_group].astype(np.float64)

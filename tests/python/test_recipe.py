@@ -12,6 +12,24 @@ def test_default_is_the_gradient_free_recipe():
     assert (recipe.act_order, recipe.damp_ratio) == ("group", 0.03)
     assert (recipe.token_weights, recipe.first_token_weight) == ("first-tokens", 20.0)
     assert recipe.propagate == "quantized"
+    assert recipe.scale_rule == "conditional"
+
+
+@pytest.mark.parametrize(
+    ("method", "scale_search", "rule", "needs_data"),
+    [
+        ("gptq", "auto", "conditional", True),
+        ("awq+gptq", "auto", "conditional", True),
+        ("awq", "auto", "minmax", True),
+        ("rtn", "auto", "minmax", False),
+        ("rtn", "mse", "mse", False),
+        ("rtn", "diagonal", "diagonal", True),
+        ("gptq", "minmax", "minmax", True),
+    ],
+)
+def test_the_scale_search_follows_the_method_unless_named(method, scale_search, rule, needs_data):
+    recipe = Recipe(method=method, scale_search=scale_search)
+    assert (recipe.scale_rule, recipe.needs_data) == (rule, needs_data)
 
 
 @pytest.mark.parametrize("name", ["recipe.toml", "recipe.json"])
@@ -51,6 +69,8 @@ def test_calibration_table_and_keep_list_are_read():
         ({"damp_ratio": float("nan")}, "RECIPE_VALUE"),
         ({"damp_ratio": -0.1}, "RECIPE_VALUE"),
         ({"method": "magic"}, "RECIPE_VALUE"),
+        ({"scale_search": "best"}, "RECIPE_VALUE"),
+        ({"method": "rtn", "scale_search": "conditional"}, "RECIPE_CONFLICT"),
         ({"symmetric": 1}, "RECIPE_VALUE"),
         ({"n_samples": 0}, "RECIPE_VALUE"),
         ({"version": 2}, "RECIPE_VALUE"),

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 DONE_WITH_FALLBACKS = 4
 # Flags that are fields of a Recipe under the same name.
 RECIPE_FLAGS = (
-    *("method", "bits", "group_size", "symmetric", "act_order", "damp_ratio", "propagate"),
+    *("method", "bits", "group_size", "symmetric", "scale_search", "act_order", "damp_ratio"),
+    "propagate",
     *("n_samples", "max_length", "seed", "allow_fallback", "allow_low_bits"),
 )
 
@@ -41,6 +42,11 @@ RECIPE_FLAGS = (
     " [the largest of 128, 64, 32 that divides every layer]",
 )
 @click.option("--symmetric/--no-symmetric", default=None, help="Zeros fixed at the middle. [no]")
+@click.option(
+    "--scale-search",
+    type=click.Choice(["auto", "conditional", "diagonal", "mse", "minmax"]),
+    help="What a column's error counts when the scale of its group is searched. [auto]",
+)
 @click.option("--act-order", type=click.Choice(["group", "none"]), help="[group]")
 @click.option("--damp-ratio", type=float, help="Share of the mean diagonal added to it. [0.03]")
 @click.option(

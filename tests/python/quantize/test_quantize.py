@@ -97,6 +97,38 @@ def test_calibrated_codes_beat_rounding_on_held_out_text(
     assert scores["gptq"].to_dict()["kld"]["mean"] < scores["rtn"].to_dict()["kld"]["mean"]
 
 
+def codes_of(artifact):
+    return [artifact.quantized(linear.name).codes.tobytes() for linear in artifact.plan.linears]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_scale_search_gives_codes_of_its_own(one_block, conversations, tmp_path, method):
+    rules = ("auto", "diagonal", "mse", "minmax") + ("conditional",) * ("gptq" in method)
+    found = {}
+    for rule in rules:
+        recipe = Recipe(method=method, scale_search=rule, **SMALL)
+        found[rule] = codes_of(run(one_block, tmp_path / rule, recipe, conversations))
+    if "gptq" in method:
+        assert found.pop("conditional") == found["auto"]
+    if method == "rtn":
+        assert found.pop("minmax") == found["auto"]
+    assert len({tuple(codes) for codes in found.values()}) == len(found)
+
+
+def test_rounding_with_searched_scales_is_nearer_to_the_weight(one_block, tmp_path):
+    base = qcore.open(one_block)
+    errors = {}
+    for rule in ("mse", "minmax"):
+        artifact = run(
+            one_block, tmp_path / rule, Recipe(method="rtn", scale_search=rule, **SMALL), None
+        )
+        for layer in base.plan.linears:
+            weight = np.asarray(base.tensors[f"{layer.name}.weight"].array(), np.float32)
+            errors[rule, layer.name] = np.linalg.norm(artifact.dequantize(layer.name) - weight)
+    for layer in base.plan.linears:
+        assert errors["mse", layer.name] < errors["minmax", layer.name]
+
+
 def test_record_says_what_was_done(one_block, conversations, tmp_path):
     artifact = run(one_block, tmp_path / "out", Recipe(**SMALL), conversations)
     record = artifact.record

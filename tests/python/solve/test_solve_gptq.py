@@ -56,8 +56,8 @@ def test_groups_and_columns_are_visited_by_decreasing_diagonal(rng):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("scales", ["minmax", "search"])
-def test_codes_equal_classic_gptq_but_for_counted_ties(spec, scales, rng):
+@pytest.mark.parametrize("scale_search", ["minmax", "mse", "diagonal", "conditional"])
+def test_codes_equal_classic_gptq_but_for_counted_ties(spec, scale_search, rng):
     """A row takes another way after its first tie: in float32 a target within 1e-4 steps of one may
     fall to the other side, and two candidates or two float16 scales may tie. So rows are counted, and
     the losses compared."""
@@ -65,9 +65,12 @@ def test_codes_equal_classic_gptq_but_for_counted_ties(spec, scales, rng):
     weight, hessian = weights_f16(rng, N, K), correlated_hessian(rng, K)
     for order in ("none", "group"):
         ours = _core.gptq(
-            weight, factor(hessian, spec.group_size, order=order), **spec.arguments, scales=scales
+            weight,
+            factor(hessian, spec.group_size, order=order),
+            **spec.arguments,
+            scale_search=scale_search,
         )
-        *theirs, _ = oracle.gptq(weight, hessian, spec, order=order, scales=scales)
+        *theirs, _ = oracle.gptq(weight, hessian, spec, order=order, scale_search=scale_search)
         equal = (ours[0] == theirs[0]).all(axis=1) & (ours[1] == theirs[1]).all(axis=1)
         assert equal.sum() >= N - 2
         a, b = (oracle.loss(weight, dequantize(*r), hessian) for r in (ours, theirs))
@@ -85,7 +88,7 @@ def test_a_diagonal_hessian_gives_plain_and_weighted_rounding(spec, rng):
             weight,
             factor(hessian, spec.group_size, order=order),
             **spec.arguments,
-            scales="minmax",
+            scale_search="minmax",
         )
         assert same_bytes(plain, _core.rtn(weight, **spec.arguments))
     searched = _core.gptq(weight, factor(hessian, spec.group_size, order="none"), **spec.arguments)
@@ -97,7 +100,7 @@ def test_a_diagonal_hessian_gives_plain_and_weighted_rounding(spec, rng):
 def test_endless_damping_gives_plain_rounding(rng):
     weight, hessian, spec = weights_f16(rng, 20, 96), correlated_hessian(rng, 96), Spec(4, 32)
     found = _core.gptq(
-        weight, factor(hessian, 32, damp_ratio=1e12), **spec.arguments, scales="minmax"
+        weight, factor(hessian, 32, damp_ratio=1e12), **spec.arguments, scale_search="minmax"
     )
     assert same_bytes(found, _core.rtn(weight, **spec.arguments))
 
@@ -148,7 +151,7 @@ def test_each_refinement_lowers_the_loss(symmetric, rng):
     prepared = factor(hessian, 32)
     rounded = relative(_core.rtn(weight, **spec.arguments), weight, hessian)
     minmax = relative(
-        _core.gptq(weight, prepared, **spec.arguments, scales="minmax"), weight, hessian
+        _core.gptq(weight, prepared, **spec.arguments, scale_search="minmax"), weight, hessian
     )
     searched = relative(_core.gptq(weight, prepared, **spec.arguments), weight, hessian)
     assert searched < minmax < rounded
@@ -258,5 +261,7 @@ def test_rejects_a_factor_of_another_group_size_or_width():
         _core.gptq(np.ones((1, 8), np.float32), prepared, **Spec(4, 8).arguments)
     with pytest.raises(ArgumentError, match=r"weight has shape \(1, 4\)"):
         _core.gptq(np.ones((1, 4), np.float32), prepared, **Spec(4, 4).arguments)
-    with pytest.raises(ArgumentError, match='scales is "best"'):
-        _core.gptq(np.ones((1, 8), np.float32), prepared, **Spec(4, 4).arguments, scales="best")
+    with pytest.raises(ArgumentError, match='scale_search is "best"'):
+        _core.gptq(
+            np.ones((1, 8), np.float32), prepared, **Spec(4, 4).arguments, scale_search="best"
+        )
