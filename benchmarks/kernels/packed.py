@@ -3,6 +3,7 @@
 FLOP = 2 · M · N · K. Bytes = the packed weight (scales and zeros in it), x, y. One row to 16 are timed cold: a run is
 8 products one after the other, each with the next of several copies of the weight, as a decode step goes through its
 layers (a single call of 0.3 ms would pay 50 us for waking a thread that sleeps). More rows are warm, one product a run.
+The Q4_0 of llama.cpp and ik_llama.cpp (groups of 32, symmetric) is timed at one shape, few rows and many, by ggml.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from qcore import _core
 PREFILL = (512, 4096, 4096)
 DECODE = ((14336, 4096), (4096, 4096))
 ONNX = "onnxruntime int4"
-MORE_CODES = (("8 bits", 8, False), ("3 bits", 3, False), ("NF4", 4, True))
-
-
+Q4_0_GOALS = {"ik_llama.cpp Q4_0": 1.4, "llama.cpp Q4_0": 2.2}
+Q4_0_SHAPE = (4096, 4096)
+Q4_0_FEW = {1: 1.10, 4: None, 8: 2.0, 16: 2.0}  # rows -> times the tokens/s of the best of them
 LAYERS = 8  # in one run of few rows
+QUICK_Q4_0 = 8
+Q4_0_PAIRS = 16  # the peers' runs of sixteen rows take 50 ms
+MORE_CODES = (("8 bits", 8, False), ("3 bits", 3, False), ("NF4", 4, True))
 
 
 def contender(
@@ -47,6 +51,7 @@ def bench(session: Session) -> None:
     prefill_int8(session)
     prefill_sixteen_bit(session)
     few_rows(session)
+    few_rows_beside_q4_0(session)
     other_codes(session)
 
 
@@ -59,15 +64,22 @@ def prefill_int8(session: Session) -> None:
         case = packed_case(N, K, session.rng, group_size=group_size, symmetric=symmetric)
         grid = f"g{group_size} {'symmetric' if symmetric else 'asymmetric'}"
         ours = contender("int8 activations", case, M, "int8", session.rng)
-        # MatMulNBits knows groups of 32 as we do; its zero is the middle code.
-        rivals = matmul.present(ONNX, M, N, K) if (group_size, symmetric) == (32, True) else []
+        # MatMulNBits and Q4_0 know groups of 32 as we do; their zero is the middle code.
+        rivals = []
+        if (group_size, symmetric) == (32, True):
+            for rival in (ONNX, *Q4_0_GOALS):
+                rivals += matmul.present(rival, M, N, K)
         measured = session.compare(
             f"packed {M} x {N} x {K}, 4 bits {grid}, warm",
             [*rivals, *session.limit("int8"), ours],
         )
         for rival in rivals:
             session.state_ratio(
-                f"packed int8 activations, {grid}, M = {M}", measured, ours.name, rival.name, None
+                f"packed int8 activations, {grid}, M = {M}",
+                measured,
+                ours.name,
+                rival.name,
+                Q4_0_GOALS.get(rival.name),
             )
         session.state_share(
             f"packed int8 activations, {grid}, M = {M}: share of the int8 peak",
@@ -123,6 +135,32 @@ def few_rows(session: Session) -> None:
                 better="lower",
                 rival="M = 1",
             )
+
+
+def few_rows_beside_q4_0(session: Session) -> None:
+    N, K = Q4_0_SHAPE
+    case = packed_case(N, K, session.rng, group_size=32, symmetric=True, cold=True)
+    turns = -(-len(case.copies) // LAYERS)
+    for M, goal in Q4_0_FEW.items():
+        if session.quick and M != QUICK_Q4_0:
+            continue
+        rivals = []
+        for kind in matmul.Q4_0:
+            rivals += matmul.present(kind, M, N, K, layers=LAYERS, copies=turns * LAYERS)
+        if not rivals:
+            return
+        ours = contender("int8 activations", case, M, "int8", session.rng, LAYERS)
+        measured = session.compare(
+            f"packed {M} x {N} x {K}, 4 bits g32 symmetric, cold, {LAYERS} layers",
+            [*session.limit("read"), *rivals, ours],
+            pairs=Q4_0_PAIRS,
+        )
+        best = min((rival.name for rival in rivals), key=lambda name: measured.times[name].median)
+        session.state(
+            f"packed {N} x {K}, g32 symmetric, M = {M}, int8: times the best peer's tokens/s",
+            *(measured.times[ours.name].ratio_to(measured.times[best])[1], "x", goal),
+            rival=f"the best peer ({best})",
+        )
 
 
 def other_codes(session: Session) -> None:

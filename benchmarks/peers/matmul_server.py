@@ -1,10 +1,12 @@
-"""One product by onnxruntime or torch, run by the python of an environment that has it, a run for each line it is sent.
+"""One product by a rival, run by the python of an environment that has it, a run for each line it is sent.
 
-    python matmul_server.py KIND M N K THREADS
+    python matmul_server.py KIND M N K THREADS LAYERS COPIES PLACE
 
-Prints its version, then after each line of standard input the seconds of one run. KIND: "onnxruntime int4" is
-MatMulNBits with groups of 32 and int8 arithmetic (accuracy level 4), "onnxruntime float32" is MatMul, "torch bfloat16"
-is x @ w.T. Their threads sleep between runs instead of spinning, since others are timed then.
+Prints the relative error, "" where it is not known, then after each line of standard input the seconds of one run.
+KIND: "onnxruntime int4" is MatMulNBits with groups of 32 and int8 arithmetic (accuracy level 4), "onnxruntime float32"
+is MatMul, "torch bfloat16" is x @ w.T, "llama.cpp Q4_0" and "ik_llama.cpp Q4_0" are products of their ggml libraries,
+which are found by PLACE: LAYERS of them a run, each with the next of COPIES weights. Threads sleep between runs instead
+of spinning, since others are timed then.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 GROUP = 32
 
 
-def onnxruntime_product(kind: str, M: int, N: int, K: int, threads: int) -> tuple[Callable, str]:
+def onnxruntime_product(kind: str, M: int, N: int, K: int, threads: int) -> Callable:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
@@ -47,27 +50,32 @@ def onnxruntime_product(kind: str, M: int, N: int, K: int, threads: int) -> tupl
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     rows = {"x": rng.standard_normal((M, K), dtype=np.float32)}
-    return lambda: session.run(None, rows), onnxruntime.__version__
+    return lambda: session.run(None, rows)
 
 
-def torch_product(M: int, N: int, K: int, threads: int) -> tuple[Callable, str]:
+def torch_product(M: int, N: int, K: int, threads: int) -> Callable:
     import torch
 
     torch.set_num_threads(threads)
     x = torch.randn(M, K, dtype=torch.bfloat16)
     weight = torch.randn(N, K, dtype=torch.bfloat16)
-    return lambda: torch.nn.functional.linear(x, weight), torch.__version__
+    return lambda: torch.nn.functional.linear(x, weight)
 
 
 def main() -> None:
-    kind, *sizes = sys.argv[1:]
-    M, N, K, threads = map(int, sizes)
+    kind, *sizes, place = sys.argv[1:]
+    M, N, K, threads, layers, copies = map(int, sizes)
+    error = ""
     if kind == "torch bfloat16":
-        run, version = torch_product(M, N, K, threads)
+        run = torch_product(M, N, K, threads)
+    elif kind.endswith("Q4_0"):
+        import ggml_product
+
+        run, error = ggml_product.product(Path(place), M, N, K, threads, layers, copies)
     else:
-        run, version = onnxruntime_product(kind, M, N, K, threads)
+        run = onnxruntime_product(kind, M, N, K, threads)
     run()
-    print(version, flush=True)
+    print(error, flush=True)
     for _ in sys.stdin:
         begin = time.perf_counter()
         run()

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 from benchmarks.peers import __main__ as peers
-from benchmarks.peers import llama_bench, openblas, places, quantizers
+from benchmarks.peers import ggml_product, llama_bench, matmul, openblas, places, quantizers
 from benchmarks.peers.places import RIVALS, PeerAbsentError
 from benchmarks.random_checkpoint import Shape, tensors_of, write_checkpoint
 
@@ -234,3 +234,44 @@ def test_openblas_multiplies_when_it_is_here(
     a = np.eye(4, dtype=np.float32) * 9
     found.spotrf(a)()
     np.testing.assert_allclose(np.diag(a), 3.0)
+
+
+def test_blocks_of_q4_0_are_read_as_gguf_reads_them(rng: np.random.Generator) -> None:
+    blocks = np.empty((3, 5), ggml_product.BLOCK)
+    blocks["scale"] = rng.uniform(0.01, 0.02, blocks.shape)
+    blocks["codes"] = rng.integers(0, 256, (*blocks.shape, 16))
+    raw = blocks.view(np.uint8).reshape(3, -1)
+    exact = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType.Q4_0)
+    np.testing.assert_array_equal(ggml_product.dequantized(blocks), exact)
+
+
+def test_a_wrong_product_of_a_rival_has_no_speed(rng: np.random.Generator) -> None:
+    x, weight = rng.standard_normal((2, 64), dtype=np.float32), rng.standard_normal((3, 64))
+    y = x @ weight.T
+    assert ggml_product.relative_error(y, x, weight) < 1e-6
+    with pytest.raises(RuntimeError, match="not the product it should be"):
+        ggml_product.relative_error(-y, x, weight)
+
+
+def test_the_libraries_of_ggml_are_found(tmp_path: Path) -> None:
+    built, environment = tmp_path / "build", tmp_path / "environment"
+    package = environment / "lib" / "python3.11" / "site-packages" / "llama_cpp" / "lib"
+    for folder in (built / "ggml" / "src", package):
+        folder.mkdir(parents=True)
+        (folder / "libggml.so").touch()
+    found = ggml_product.library_folder
+    assert found(built / "bin" / "llama-bench") == built / "ggml" / "src"
+    assert found(environment / "bin" / "python") == package
+    with pytest.raises(OSError, match=r"no libggml\.so; build it with shared libraries"):
+        found(tmp_path / "bin" / "llama-bench")
+
+
+def test_llama_cpp_multiplies_when_it_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(places.FOLDER_VARIABLE)
+    try:
+        found = matmul.product("llama.cpp Q4_0", 5, 64, 128, layers=2, copies=4)
+    except PeerAbsentError as absent:
+        pytest.skip(str(absent))
+    assert found.run() > 0
+    assert found.error is not None
+    assert found.error <= ggml_product.SLACK
