@@ -26,7 +26,7 @@ FACE_FLOORS = (
     ("model",),
     (
         *("recipe", "recipe_values", "assignment", "record", "calibrate"),
-        *("fold", "solve_block", "rounding_damage", "job", "quantization"),
+        *("fold", "solve_block", "rounding_damage", "job", "block_pass", "quantization"),
     ),
     ("eval", "speed"),
     ("report",),

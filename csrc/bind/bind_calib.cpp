@@ -8,11 +8,13 @@
 #include "base/error.h"
 #include "bind/arrays.h"
 #include "bind/bind.h"
+#include "calib/cross_moment.h"
 #include "calib/hessian.h"
 
 namespace qcore::bind {
 namespace {
 
+using calib::CrossMoment;
 using calib::Hessian;
 
 void update(Hessian& self, const py::array& x, const std::optional<py::array>& token_weights) {
@@ -49,6 +51,24 @@ Hessian merge(const std::vector<Hessian>& parts) {
   return Hessian::merge(parts, active_backend());
 }
 
+void update_cross(CrossMoment& self, const py::array& reference, const py::array& x,
+                  const std::optional<py::array>& token_weights) {
+  const AnyMatrixView original = as_any_matrix(reference, "reference");
+  const AnyMatrixView view = as_any_matrix(x, "x");
+  const float* weights =
+      token_weights ? as_vector<float>(*token_weights, "token_weights", view.rows) : nullptr;
+  const py::gil_scoped_release nogil;
+  self.update(original, view, weights, active_backend());
+}
+
+py::array_t<double> cross_moment(const CrossMoment& self) {
+  auto out = new_array<double>({self.in_features(), self.in_features()});
+  double* data = out.mutable_data();
+  const py::gil_scoped_release nogil;
+  self.cross_moment(data, active_backend());
+  return out;
+}
+
 }  // namespace
 
 void bind_calib(py::module_& module) {
@@ -66,6 +86,13 @@ void bind_calib(py::module_& module) {
       .def_property_readonly(
           "abs_max", [](const Hessian& self) { return vector_array(self.abs_max()); },
           "Largest |x| per channel.");
+  py::class_<CrossMoment>(module, "CrossMoment", "How far the input of linear layers has moved.")
+      .def(py::init<int64_t>(), py::arg("in_features"))
+      .def("update", &update_cross, py::arg("reference"), py::arg("x"),
+           py::arg("token_weights") = py::none(),
+           "Adds rows of activations and what they are in the original model.")
+      .def("cross_moment", &cross_moment, "(2 / Σw) · Σ w (reference - x)ᵀ x, float64.")
+      .def_property_readonly("in_features", &CrossMoment::in_features);
 }
 
 }  // namespace qcore::bind

@@ -12,6 +12,7 @@
 #include "bind/bind_spec.h"
 #include "quant/grid.h"
 #include "solve/awq.h"
+#include "solve/correction.h"
 #include "solve/gptq.h"
 #include "solve/layer_loss.h"
 #include "solve/rtn.h"
@@ -137,6 +138,20 @@ py::tuple gptq(const py::array& weight, const FactorPointer& factor, int bits, i
   return as_tuple(std::move(result), n, factor->in_features, group_size);
 }
 
+py::array_t<float> corrected_weight(const py::array& weight, const FactorPointer& factor,
+                                    const py::array& cross_moment, double strength) {
+  const int64_t k = factor->in_features;
+  const float* w = as_contiguous<float>(weight, "weight", -1, k);
+  const double* moved = as_contiguous<double>(cross_moment, "cross_moment", k, k);
+  const int64_t n = weight.shape(0);
+  std::vector<float> result;
+  {
+    const py::gil_scoped_release nogil;
+    result = solve::corrected_weight(w, n, *factor, moved, strength);
+  }
+  return array_of(std::move(result), {n, k});
+}
+
 py::tuple layer_loss(const py::array& weight, const py::array& codes, const py::array& scales,
                      const py::array& zeros, const py::array& hessian) {
   const CodesView view = as_codes(codes, scales, zeros);
@@ -216,6 +231,8 @@ void bind_solve(py::module_& module) {
   module.def("gptq", &gptq, py::arg("weight"), py::arg("factor"), bits, group_size, symmetric,
              signed_scales, scale_dtype, py::arg("scale_search") = "conditional",
              "GPTQ: (codes, scales, zeros).");
+  module.def("corrected_weight", &corrected_weight, py::arg("weight"), py::arg("factor"),
+             py::arg("cross_moment"), py::arg("strength"), "W + a · W · D · (H + λI)⁻¹.");
   module.def("search_awq_scales", &search_awq_scales, py::arg("weights"), py::arg("hessian"),
              py::arg("abs_mean"), py::arg("tie"), bits, group_size, symmetric, signed_scales,
              scale_dtype, "AWQ's channel scales: a dict with ratio, loss, identity_loss.");

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "calib/token_weights.h"
 #include "kernels/gram/gram.h"
 
 namespace qcore::calib {
@@ -82,14 +83,6 @@ template <typename T>
     }
   }
   throw NumericalError("Hessian.update: x changed while it was read.");
-}
-
-void check_weights(const float* weights, int64_t count) {
-  for (int64_t t = 0; t < count; ++t) {
-    if (weights[t] >= 0.0f && std::isfinite(weights[t])) continue;
-    throw ArgumentError(message("Hessian.update: token_weights[", t, "] is ", weights[t],
-                                ". Weights must be finite and not negative."));
-  }
 }
 
 void add_chunk(const Chunk& chunk, Dtype dtype, int64_t in_features, double* gram,
@@ -203,7 +196,7 @@ void Hessian::update(const AnyMatrixView& x, const float* token_weights, Backend
   if (state.n_tokens > 0 && x.dtype != state.dtype) {
     throw DtypeError("Hessian.update: x changes between float32 and bfloat16. Pass one dtype.");
   }
-  if (token_weights != nullptr) check_weights(token_weights, x.rows);
+  if (token_weights != nullptr) check_token_weights(token_weights, x.rows, "Hessian.update");
 
   const bool bf16 = x.dtype == Dtype::kBfloat16;
   Sums sums = state.sums;

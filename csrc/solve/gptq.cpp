@@ -184,6 +184,7 @@ Factor factor_hessian(const double* hessian, int64_t in_features, int64_t group_
   Factor factor;
   factor.in_features = in_features;
   factor.group_size = group_size;
+  factor.hessian_scale = problem.scale;
   for (int64_t j = 0; j < in_features; ++j) {
     if (!std::isfinite(hessian[j * in_features + j])) throw_not_finite(hessian, in_features);
     const double value = hessian[j * in_features + j] * problem.scale;

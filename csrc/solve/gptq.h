@@ -47,6 +47,7 @@ struct Factor {
   kernels::AlignedBuffer r;           // float32
   std::vector<float> column_weights;  // (K,) R_jj² in visiting order, 0 for dead columns
   std::vector<float> diagonal;        // (K,) H_jj in visiting order, times that power of two
+  double hessian_scale = 1.0;         // that power of two
   std::vector<double> damp_tried;     // every rung tried; the last one held, unless `failed`
   bool float64 = false;               // the rung that held did so in float64 only
   bool failed = false;                // no rung held: the caller rounds, counts and names the layer

@@ -9,12 +9,13 @@ grow with the data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qcore import _core
 from qcore.errors import ArgumentError, NumericalError
 from qcore.layers import Hessian
 from qcore.recipe import Recipe
@@ -38,11 +39,14 @@ class Stream:
         hidden: (n_tokens, hidden_size) float32, what enters the next block.
         lengths: tokens of each sample, in order.
         token_weights: (n_tokens,) float32, or None when all count the same.
+        reference: what enters the next block of the original model, beside `hidden`, when layers
+            are corrected for the difference (propagate = "corrected").
     """
 
     hidden: Float32Array
     lengths: tuple[int, ...]
     token_weights: Float32Array | None
+    reference: Float32Array | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -75,10 +79,18 @@ def open_stream(model: Model, sequences: Sequence[Array], recipe: Recipe) -> Str
     if recipe.token_weights == "first-tokens":
         weights = np.ones(hidden.shape[0], np.float32)
         weights[np.cumsum((0, *lengths[:-1]))] = recipe.first_token_weight
-    return Stream(hidden, lengths, weights)
+    reference = hidden.copy() if recipe.propagate == "corrected" else None
+    return Stream(hidden, lengths, weights, reference)
 
 
-def collect(block: Block, stream: Stream, activations: str, *, advance: bool) -> dict[str, Hessian]:
+def collect(
+    block: Block,
+    stream: Stream,
+    activations: str,
+    *,
+    advance: bool,
+    moments: Mapping[str, _core.CrossMoment] | None = None,
+) -> dict[str, Hessian]:
     """Runs the block over the stream and sums up the input of each linear.
 
     Args:
@@ -88,6 +100,8 @@ def collect(block: Block, stream: Stream, activations: str, *, advance: bool) ->
         advance: write the block's outputs into the stream (propagate = "reference"); else the
             stream stays, and the last
             product of the block is left out.
+        moments: tap -> where to sum up how far the input has moved from the original model's; the
+            stream's reference is then advanced.
 
     Returns:
         tap -> statistics; layers with the same input share one.
@@ -105,6 +119,13 @@ def collect(block: Block, stream: Stream, activations: str, *, advance: bool) ->
         taps = {
             tap: _watch(hessian, weights, readers[tap], rows) for tap, hessian in hessians.items()
         }
+        if moments is not None:
+            assert stream.reference is not None
+            original = _inputs(block, stream.reference[rows], lengths, activations, moments)
+            taps = {
+                tap: _watch_moved(watch, moments[tap], original[tap], weights)
+                for tap, watch in taps.items()
+            }
         hidden = stream.hidden[rows]
         block.forward(
             hidden,
@@ -147,6 +168,38 @@ def _watch(
             ) from error
 
     return watch
+
+
+def _inputs(
+    block: Block,
+    hidden: Float32Array,
+    lengths: tuple[int, ...],
+    activations: str,
+    taps: Iterable[str],
+) -> dict[str, Array]:
+    """The input of each tap; `hidden` is replaced by the block's outputs."""
+    seen: dict[str, Array] = {}
+
+    def keep(tap: str) -> Callable[[Array], None]:
+        return lambda x: seen.update({tap: x.copy()})
+
+    block.forward(
+        hidden, lengths, activations=activations, taps={tap: keep(tap) for tap in taps}, out=hidden
+    )
+    return seen
+
+
+def _watch_moved(
+    watch: Callable[[Array], None],
+    moment: _core.CrossMoment,
+    reference: Array,
+    weights: Float32Array | None,
+) -> Callable[[Array], None]:
+    def watch_both(x: Array) -> None:
+        watch(x)
+        moment.update(reference, x, weights)
+
+    return watch_both
 
 
 class Stats:

@@ -1,10 +1,4 @@
-"""The main job: a checkpoint in, a verified artifact out, block by block.
-
-run with taps -> statistics -> choose codes -> replace -> run again, so that the next block sees
-what it will really be given.
-In memory: the weights of one block, the statistics of its inputs, and the hidden states of the
-    samples.
-"""
+"""The main job: a checkpoint in, a verified artifact out, block by block (`block_pass`)."""
 
 from __future__ import annotations
 
@@ -12,9 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from qcore.calibrate import Stream, advance, collect, open_stream
+from qcore.block_pass import BlockPass
 from qcore.errors import InternalError
 from qcore.finite import require_finite
 from qcore.formats import ArtifactWriter
@@ -23,7 +15,7 @@ from qcore.model import Artifact, Model, open_model
 from qcore.progress import reporter
 from qcore.recipe import Recipe, warn
 from qcore.record import RunClock, artifact_record
-from qcore.solve_block import SolvedBlock, solve_block
+from qcore.solve_block import SolvedBlock
 
 if TYPE_CHECKING:
     from qcore.checkpoint.checkpoint import TensorRef
@@ -107,15 +99,11 @@ def _run(job: Job, writer: ArtifactWriter, clock: RunClock) -> dict[str, Any]:
     # after the last block.
     for name, reference in _outside_blocks(job):
         require_finite(reference.array(), name)
-    stream: Stream | None = None
-    if job.calibration is not None and recipe.needs_data:
-        stream = open_stream(job.model, job.calibration.sequences, recipe)
-        clock.lap("embed")
+    blocks = BlockPass(job, clock)
     layers: list[dict[str, Any]] = []
     folds: list[dict[str, Any]] = []
-    enough: dict[str, float] = {}
     for block_plan in plan.blocks:
-        solved = _block(job, block_plan.index, stream, enough, clock)
+        _, solved = blocks.solve(block_plan.index)
         _write_block(job, writer, block_plan.index, solved)
         layers += solved.reports
         folds += solved.folds
@@ -141,39 +129,9 @@ def _run(job: Job, writer: ArtifactWriter, clock: RunClock) -> dict[str, Any]:
         calibration=job.calibration if recipe.needs_data else None,
         layers=layers,
         folds=folds,
-        sufficiency=enough,
-        warnings=_thin_warnings(enough),
+        sufficiency=blocks.enough,
+        warnings=_thin_warnings(blocks.enough),
     )
-
-
-def _block(
-    job: Job, index: int, stream: Stream | None, enough: dict[str, float], clock: RunClock
-) -> SolvedBlock:
-    """One block: statistics, codes, and the stream moved behind it."""
-    block = job.model.block(index)
-    specs = {
-        linear.name: job.assignment.specs[linear.name]
-        for linear in block.plan.linears
-        if linear.name in job.assignment.specs
-    }
-    prefix = block.plan.prefix
-    for name, reference in job.model.tensors.items():
-        if name.startswith(f"{prefix}."):
-            require_finite(reference.array(), name)
-    if stream is None:
-        return solve_block(block, specs, job.recipe, None)
-    last = index + 1 == len(job.model.plan.blocks)
-    from_reference = job.recipe.propagate == "reference"
-    hessians = collect(block, stream, job.activations, advance=from_reference and not last)
-    for tap, hessian in hessians.items():
-        enough[tap] = min(hessian.ratio, enough.get(tap, np.inf))
-    clock.lap("statistics")
-    solved = solve_block(block, specs, job.recipe, hessians)
-    clock.lap("solve")
-    if not from_reference and not last:
-        advance(block.replaced(solved.layers, solved.vectors), stream, job.activations)
-        clock.lap("propagate")
-    return solved
 
 
 def _thin_warnings(enough: Mapping[str, float]) -> list[dict[str, str]]:

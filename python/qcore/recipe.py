@@ -33,7 +33,7 @@ METHODS = ("rtn", "gptq", "awq", "awq+gptq")
 SCALE_SEARCHES = ("auto", "conditional", "diagonal", "mse", "minmax")
 ACT_ORDERS = ("group", "none")
 TOKEN_WEIGHTS = ("first-tokens", "none")
-PROPAGATE = ("quantized", "reference")
+PROPAGATE = ("quantized", "reference", "corrected")
 ACTIVATIONS = ("auto", "bfloat16", "float32")
 RECIPE_VERSION = 1
 
@@ -86,7 +86,9 @@ class Recipe:
         first_token_weight: see above.
         clip: awq without gptq, scale_search "auto": search clipped ranges.
         propagate: "quantized": a block's statistics come from the quantized blocks before it;
-            "reference": from the original.
+            "reference": from the original; "corrected": as quantized, and each weight makes up for
+            what quantization has done to its input (gptq only).
+        correction: how far a corrected weight goes, from 0 to 1.
         activations: precision of the activations during the pass: "bfloat16", "float32", or "auto"
             (the checkpoint's).
         n_samples, max_length: calibration samples and tokens per sample when raw data is given.
@@ -109,6 +111,7 @@ class Recipe:
     first_token_weight: float = 20.0
     clip: bool = True
     propagate: str = "quantized"
+    correction: float = 1.0
     activations: str = "auto"
     n_samples: int = 256
     max_length: int = 2048
@@ -250,6 +253,8 @@ class Recipe:
             text += f", order {self.act_order}, damping {self.damp_ratio:g}"
         if self.needs_data and self.token_weights == "first-tokens":
             text += f", first tokens x {self.first_token_weight:g}"
+        if self.propagate == "corrected":
+            text += f", inputs corrected x {self.correction:g}"
         if self.overrides:
             text += f", {len(self.overrides)} override{'s' if len(self.overrides) > 1 else ''}"
         return text
@@ -278,12 +283,20 @@ def _check_recipe(recipe: Recipe) -> None:
     choice("act_order", recipe.act_order, ACT_ORDERS)
     choice("token_weights", recipe.token_weights, TOKEN_WEIGHTS)
     choice("propagate", recipe.propagate, PROPAGATE)
+    if recipe.propagate == "corrected" and "gptq" not in recipe.method:
+        raise RecipeError(
+            f'Method {recipe.method!r} cannot follow propagate = "corrected": the correction uses '
+            "the factor of GPTQ.",
+            code="RECIPE_CONFLICT",
+            remedy='Use method = "gptq", or propagate = "quantized".',
+        )
     choice("activations", recipe.activations, ACTIVATIONS)
     group_size_value("group_size", recipe.group_size)
     flag("symmetric", recipe.symmetric)
     flag("signed_scales", recipe.signed_scales)
     flag("clip", recipe.clip)
     number("damp_ratio", recipe.damp_ratio, 0.0, 10.0)
+    number("correction", recipe.correction, 0.0, 1.0)
     number("first_token_weight", recipe.first_token_weight, 1.0, 1e4)
     whole("n_samples", recipe.n_samples, 1)
     whole("max_length", recipe.max_length, 1)

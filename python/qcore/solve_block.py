@@ -49,11 +49,44 @@ class SolvedBlock:
     folds: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass
+class TapStatistics:
+    """What is known of one input of a block, as the layers read it.
+
+    Attributes:
+        hessian: (K, K) float64.
+        cross_moment: (K, K) float64, how far the input has moved; None when nothing is corrected.
+        n_tokens: rows that were seen.
+    """
+
+    hessian: npt.NDArray[np.float64]
+    cross_moment: npt.NDArray[np.float64] | None
+    n_tokens: int
+
+    @classmethod
+    def of(
+        cls,
+        hessian: Hessian,
+        moment: _core.CrossMoment | None,
+        channel_scales: Float32Array | None,
+    ) -> TapStatistics:
+        """The statistics of x / channel_scales, which folded layers read."""
+        h = hessian.hessian()
+        moved = None if moment is None else moment.cross_moment()
+        if channel_scales is not None:
+            inverse = 1.0 / channel_scales.astype(np.float64)
+            for matrix in (h,) if moved is None else (h, moved):
+                matrix *= inverse[:, None]
+                matrix *= inverse[None, :]
+        return cls(h, moved, hessian.n_tokens)
+
+
 def solve_block(
     block: Block,
     specs: Mapping[str, QuantSpec],
     recipe: Recipe,
     hessians: Mapping[str, Hessian] | None,
+    moments: Mapping[str, _core.CrossMoment] | None = None,
 ) -> SolvedBlock:
     """Quantizes the layers of one block that `specs` names.
 
@@ -62,6 +95,7 @@ def solve_block(
         specs: layer name -> grid with its group size; layers not named are left alone.
         recipe: method, order, damping, clipping.
         hessians: tap -> statistics; None for "rtn".
+        moments: tap -> how far the input has moved, for propagate = "corrected".
 
     Raises:
         NumericalError: VALUE_NAN, VALUE_INF (tensor, row, column), SCALE_OVERFLOW, FOLD_INEXACT.
@@ -91,31 +125,29 @@ def solve_block(
         solved.folds = folded.report
     for tap in dict.fromkeys(linear.tap for linear in linears):
         readers = [linear for linear in linears if linear.tap == tap]
-        _solve_tap(readers, weights, hessians[tap], scales.get(tap), specs, recipe, solved)
+        statistics = TapStatistics.of(
+            hessians[tap], None if moments is None else moments[tap], scales.get(tap)
+        )
+        _solve_tap(readers, weights, statistics, specs, recipe, solved)
     return solved
 
 
 def _solve_tap(
     readers: list[LinearPlan],
     weights: Mapping[str, Float32Array],
-    statistics: Hessian,
-    channel_scales: Float32Array | None,
+    statistics: TapStatistics,
     specs: Mapping[str, QuantSpec],
     recipe: Recipe,
     solved: SolvedBlock,
 ) -> None:
     """The layers that read one input."""
-    hessian = statistics.hessian()
-    if channel_scales is not None:  # the folded layers read x / c
-        inverse = 1.0 / channel_scales.astype(np.float64)
-        hessian *= inverse[:, None]
-        hessian *= inverse[None, :]
+    hessian = statistics.hessian
     factors: dict[int, Any] = {}
     for linear in readers:
         spec = specs[linear.name]
         grid = spec.grid_arguments(linear.in_features)
         weight = weights[linear.name]
-        report: dict[str, Any] = {"layer": linear.name, "tokens": int(statistics.n_tokens)}
+        report: dict[str, Any] = {"layer": linear.name, "tokens": statistics.n_tokens}
         if "gptq" not in recipe.method:
             searched = recipe.scale_search != "auto" or linear.role in NEVER_CLIPPED
             if recipe.method == "awq" and recipe.clip and not searched:
@@ -143,7 +175,12 @@ def _solve_tap(
                 report["fallback"] = "rtn"
                 codes = _core.rtn_weighted(weight, np.ascontiguousarray(np.diag(hessian)), **grid)
             else:
-                codes = _core.gptq(weight, factor, **grid, scale_search=recipe.scale_rule)
+                target = weight
+                if statistics.cross_moment is not None:
+                    target = _core.corrected_weight(
+                        weight, factor, statistics.cross_moment, recipe.correction
+                    )
+                codes = _core.gptq(target, factor, **grid, scale_search=recipe.scale_rule)
         error, signal = _core.layer_loss(weight, *codes, hessian)
         loss = error / signal if signal > 0 else 0.0
         report["loss"] = loss

@@ -70,6 +70,8 @@ def test_calibration_table_and_keep_list_are_read():
         ({"damp_ratio": -0.1}, "RECIPE_VALUE"),
         ({"method": "magic"}, "RECIPE_VALUE"),
         ({"scale_search": "best"}, "RECIPE_VALUE"),
+        ({"correction": 1.5}, "RECIPE_VALUE"),
+        ({"method": "awq", "propagate": "corrected"}, "RECIPE_CONFLICT"),
         ({"method": "rtn", "scale_search": "conditional"}, "RECIPE_CONFLICT"),
         ({"symmetric": 1}, "RECIPE_VALUE"),
         ({"n_samples": 0}, "RECIPE_VALUE"),

@@ -19,7 +19,8 @@ namespace qcore::kernels {
 // bfloat16 x with a bfloat16 weight: exact products, float32 sums. Every other pair: both sides as
 // float32, fused multiply-adds in float32. |error| <= 2 · K · 2^-24 · |x row|₂ · |weight row|₂, and
 // the bits do not depend on the number of threads nor on M (a row gives the same result in any
-// batch).
+// batch). Those of float32 with float32 do not depend on the backend either: each sum takes its
+// products in the order of the inputs.
 struct DenseMatmulArgs {
   const void* x = nullptr;
   Dtype x_dtype = Dtype::kFloat32;

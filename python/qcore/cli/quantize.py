@@ -58,7 +58,9 @@ RECIPE_FLAGS = (
     help="Layout of the artifact; ct is compressed-tensors.",
 )
 @click.option("--keep", multiple=True, metavar="GLOB", help="Layers to leave as they are; repeat.")
-@click.option("--propagate", type=click.Choice(["quantized", "reference"]), help="[quantized]")
+@click.option(
+    "--propagate", type=click.Choice(["quantized", "reference", "corrected"]), help="[quantized]"
+)
 @click.option("--n-samples", type=int, help="Calibration samples. [256]")
 @click.option("--max-length", type=int, help="Tokens per sample. [2048]")
 @click.option(

@@ -159,13 +159,47 @@ def test_kept_and_overridden_layers(one_block, conversations, tmp_path):
 
 def test_propagation_choices_differ_only_after_the_first_block(cut_model, conversations, tmp_path):
     model = cut_model(tmp_path / "two", blocks=2)
-    first, second = (
+    artifacts = [
         run(model, tmp_path / way, Recipe(propagate=way, **SMALL), conversations)
-        for way in ("quantized", "reference")
-    )
+        for way in ("quantized", "reference", "corrected")
+    ]
     name = "model.layers.{}.mlp.down_proj"
-    assert (first.quantized(name.format(0)).codes == second.quantized(name.format(0)).codes).all()
-    assert (first.quantized(name.format(1)).codes != second.quantized(name.format(1)).codes).any()
+    first, second = (
+        {artifact.quantized(name.format(block)).codes.tobytes() for artifact in artifacts}
+        for block in (0, 1)
+    )
+    assert (len(first), len(second)) == (1, 3)
+
+
+def test_a_correction_of_no_strength_changes_no_code(cut_model, conversations, tmp_path):
+    model = cut_model(tmp_path / "two", blocks=2)
+    plain = run(model, tmp_path / "plain", Recipe(**SMALL), conversations)
+    still = Recipe(propagate="corrected", correction=0.0, **SMALL)
+    assert codes_of(run(model, tmp_path / "still", still, conversations)) == codes_of(plain)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq+gptq"])
+def test_corrected_weights_bring_the_outputs_back(cut_model, conversations, tmp_path, method):
+    """What the correction minimizes: the distance of the last hidden states to the original's."""
+    model = cut_model(tmp_path / "four", blocks=4)
+    base = qcore.open(model)
+    tokens = np.concatenate(conversations.sequences)
+    lengths = [len(sequence) for sequence in conversations.sequences]
+
+    def last_hidden(of):
+        hidden = of.embed(tokens)
+        for index in range(4):
+            hidden = of.block(index).forward(hidden, lengths, activations="float32")
+        return hidden
+
+    wanted = last_hidden(base)
+    distances = {}
+    for way in ("quantized", "corrected"):
+        recipe = Recipe(method=method, propagate=way, token_weights="none", **SMALL)
+        artifact = run(model, tmp_path / way, recipe, conversations)
+        distances[way] = np.linalg.norm(last_hidden(artifact) - wanted)
+        assert all(0 < entry["loss"] < 1 for entry in artifact.record["layers"])
+    assert distances["corrected"] < distances["quantized"]
 
 
 def test_progress_tells_each_block(one_block, conversations, tmp_path):
