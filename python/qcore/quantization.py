@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qcore.block_pass import BlockPass
 from qcore.errors import InternalError
 from qcore.finite import require_finite
-from qcore.formats import ArtifactWriter
+from qcore.formats import ArtifactWriter, Format
 from qcore.job import Job, settle
 from qcore.model import Artifact, Model, open_model
 from qcore.progress import reporter
@@ -18,6 +18,7 @@ from qcore.record import RunClock, artifact_record
 from qcore.solve_block import SolvedBlock
 
 if TYPE_CHECKING:
+    from qcore.assignment import Assignment
     from qcore.checkpoint.checkpoint import TensorRef
     from qcore.data.calibration import Calibration
 
@@ -65,7 +66,7 @@ def quantize(
         job = settle(opened, recipe or Recipe(), calib, format, report)
         data = () if job.calibration is None else job.calibration.files
         with ArtifactWriter(out, overwrite=overwrite, sources=[opened.path, *data]) as writer:
-            writer.plan(planned_tensors(job))
+            writer.plan(planned_tensors(job.model, job.assignment, job.format))
             clock.lap("prepare")
             record = _run(job, writer, clock)
             for name, content in artifact_files(job).items():
@@ -147,19 +148,21 @@ def _thin_warnings(enough: Mapping[str, float]) -> list[dict[str, str]]:
     return [{"code": "CALIB_THIN", "message": text}]
 
 
-def planned_tensors(job: Job) -> dict[str, tuple[str, tuple[int, ...]]]:
+def planned_tensors(
+    model: Model, assignment: Assignment, fmt: Format
+) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Every tensor of the artifact before any exists: name -> (dtype, shape), in the order of the
     model.
     """
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name, reference in job.model.tensors.items():
+    for name, reference in model.tensors.items():
         layer = name.removesuffix(".weight")
-        spec = job.assignment.specs.get(layer) if name.endswith(".weight") else None
+        spec = assignment.specs.get(layer) if name.endswith(".weight") else None
         if spec is None:
             tensors[name] = (reference.dtype, tuple(reference.shape))
             continue
         out_features, in_features = reference.shape
-        for suffix, described in job.format.tensors(out_features, in_features, spec).items():
+        for suffix, described in fmt.tensors(out_features, in_features, spec).items():
             tensors[f"{layer}.{suffix}"] = described
     return tensors
 

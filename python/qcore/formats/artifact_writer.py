@@ -228,6 +228,11 @@ class ArtifactWriter:
         ]
 
 
+def planned_bytes(tensors: Mapping[str, TensorSpec], *, shard_bytes: int = SHARD_BYTES) -> int:
+    """Exact bytes of the weight files, headers included, that `ArtifactWriter.plan` would lay out."""
+    return sum(file_bytes(group) for group in _cut(tensors, shard_bytes))
+
+
 def _require_same(differing: list[str]) -> None:
     if differing:
         raise FormatError(
