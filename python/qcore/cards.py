@@ -164,7 +164,12 @@ def _pre(text: str) -> str:
 # Figures
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 520, 180, 56, 34, 22
-_COLOURS = ("#3b82c4", "#d08700", "#4d9a5b", "#b5566b")
+_COLOURS = (
+    *("#3b82c4", "#d08700", "#4d9a5b", "#b5566b"),
+    *("#7b66b8", "#8a6d4b", "#2f9e9e", "#808080"),
+)
+# Shades of a heat map: as many as the eye tells apart.
+_SHADES = 12
 
 
 def histogram_svg(
@@ -243,6 +248,54 @@ def lines_svg(
     return _frame(title, x_label, (low_x, high_x), (low_y, high_y), marks, log_x, log_y)
 
 
+def heat_map_svg(
+    values: npt.ArrayLike, *, rows: Sequence[str], title: str, x_label: str = ""
+) -> Svg:
+    """A matrix as shades, dark for large, by the logarithm; what is not a positive number stays
+    empty.
+
+    Args:
+        values: (rows, columns); columns are numbered from 0.
+        rows: their labels.
+        title, x_label: as for the other figures; the range of values is added to the title.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    shown = np.isfinite(data) & (data > 0)
+    if not shown.any():
+        return _frame(title, x_label, (0.0, 1.0), (0.0, 1.0), [], False)
+    logs = np.log10(data, out=np.zeros_like(data), where=shown)
+    low, high = float(logs[shown].min()), float(logs[shown].max())
+    shades = np.ones(data.shape, np.int64)
+    if high > low:
+        shades = 1 + np.rint((logs - low) / (high - low) * (_SHADES - 1)).astype(np.int64)
+    left, width, height = _LEFT + 28, _WIDTH - _LEFT - 36, _HEIGHT - _BOTTOM - _TOP
+    cell_x, cell_y = width / data.shape[1], height / data.shape[0]
+    marks = []
+    for shade in range(1, _SHADES + 1):
+        # One path for all cells of a shade: a model has hundreds of layers.
+        path = "".join(
+            f"M{left + column * cell_x:.1f} {_TOP + row * cell_y:.1f}"
+            f"h{cell_x - 0.5:.1f}v{cell_y - 0.5:.1f}h{0.5 - cell_x:.1f}z"
+            for row, column in np.argwhere(shown & (shades == shade))
+        )
+        if path:
+            marks.append(f'<path d="{path}" fill="{_COLOURS[0]}" opacity="{shade / _SHADES:.2f}"/>')
+    for row, label in enumerate(rows):
+        marks.append(
+            f'<text x="{left - 6}" y="{_TOP + (row + 0.5) * cell_y + 4:.1f}" text-anchor="end">'
+            f"{html.escape(escaped(label, 40))}</text>"
+        )
+    span = f"{format_number(10.0**low)} to {format_number(10.0**high)}"
+    base = _HEIGHT - _BOTTOM
+    marks += [
+        f'<text x="{left}" y="{base + 14}">0</text>',
+        f'<text x="{_WIDTH - 8}" y="{base + 14}" text-anchor="end">{data.shape[1] - 1}</text>',
+        f'<text x="{(left + _WIDTH) // 2}" y="{base + 28}" text-anchor="middle">'
+        f"{html.escape(escaped(x_label, 80))}</text>",
+    ]
+    return _picture(f"{title}, {span}, logarithmic", marks)
+
+
 def _range(arrays: Sequence[npt.NDArray[np.float64]]) -> tuple[float, float]:
     low = min(float(a.min()) for a in arrays)
     high = max(float(a.max()) for a in arrays)
@@ -270,20 +323,26 @@ def _frame(
         return html.escape(format_number(10.0**value if log else value))
 
     base = _HEIGHT - _BOTTOM
+    axes = [
+        f'<path d="M{_LEFT} {_TOP}V{base}H{_WIDTH - 8}" fill="none" stroke="currentColor" '
+        'opacity=".5"/>',
+        f'<text x="{_LEFT}" y="{base + 14}">{label(x_range[0], log_x)}</text>',
+        f'<text x="{_WIDTH - 8}" y="{base + 14}" text-anchor="end">'
+        f"{label(x_range[1], log_x)}</text>",
+        f'<text x="{(_LEFT + _WIDTH) // 2}" y="{base + 28}" text-anchor="middle">'
+        f"{html.escape(escaped(x_label, 80))}</text>",
+        f'<text x="{_LEFT - 6}" y="{base}" text-anchor="end">{label(y_range[0], log_y)}</text>',
+        f'<text x="{_LEFT - 6}" y="{_TOP + 8}" text-anchor="end">{label(y_range[1], log_y)}</text>',
+    ]
+    return _picture(title, [*marks, *axes])
+
+
+def _picture(title: str, marks: Sequence[str]) -> Svg:
+    """The marks under a title."""
     return Svg(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
         f'viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="system-ui,sans-serif" font-size="11" '
         f'fill="currentColor" role="img"><title>{html.escape(escaped(title, 200))}</title>'
         f'<text x="{_LEFT}" y="13">{html.escape(escaped(title, 100))}</text>'
-        f"{''.join(marks)}"
-        f'<path d="M{_LEFT} {_TOP}V{base}H{_WIDTH - 8}" fill="none" stroke="currentColor" '
-        'opacity=".5"/>'
-        f'<text x="{_LEFT}" y="{base + 14}">{label(x_range[0], log_x)}</text>'
-        f'<text x="{_WIDTH - 8}" y="{base + 14}" text-anchor="end">'
-        f"{label(x_range[1], log_x)}</text>"
-        f'<text x="{(_LEFT + _WIDTH) // 2}" y="{base + 28}" text-anchor="middle">'
-        f"{html.escape(escaped(x_label, 80))}</text>"
-        f'<text x="{_LEFT - 6}" y="{base}" text-anchor="end">{label(y_range[0], log_y)}</text>'
-        f'<text x="{_LEFT - 6}" y="{_TOP + 8}" text-anchor="end">{label(y_range[1], log_y)}</text>'
-        "</svg>"
+        f"{''.join(marks)}</svg>"
     )
