@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from qcore.layers import quantize_nf4 as quantize_nf4
     from qcore.layers import quantize_rtn as quantize_rtn
     from qcore.layers import search_awq_scales as search_awq_scales
+    from qcore.mixed_precision import Mix as Mix
+    from qcore.mixed_precision import Sensitivity as Sensitivity
+    from qcore.mixed_precision import mix as mix
+    from qcore.mixed_precision import sensitivity as sensitivity
     from qcore.model import Artifact as Artifact
     from qcore.model import Model as Model
     from qcore.model import open_model as open
@@ -44,18 +48,21 @@ _HOMES = {
     "Calibration": ("qcore.data", "Calibration"),
     "Evaluation": ("qcore.eval", "Evaluation"),
     "Hessian": ("qcore.layers", "Hessian"),
+    "Mix": ("qcore.mixed_precision", "Mix"),
     "Model": ("qcore.model", "Model"),
     "QcoreError": ("qcore.errors", "QcoreError"),
     "QcoreWarning": ("qcore.errors", "QcoreWarning"),
     "QuantSpec": ("qcore.spec", "QuantSpec"),
     "QuantizedLinear": ("qcore.spec", "QuantizedLinear"),
     "Recipe": ("qcore.recipe", "Recipe"),
+    "Sensitivity": ("qcore.mixed_precision", "Sensitivity"),
     "Stats": ("qcore.calibrate", "Stats"),
     "active_backend": ("qcore.backends", "active_backend"),
     "available_backends": ("qcore.backends", "available_backends"),
     "bench": ("qcore.speed", "bench"),
     "dequantize": ("qcore.layers", "dequantize"),
     "evaluate": ("qcore.eval", "evaluate"),
+    "mix": ("qcore.mixed_precision", "mix"),
     "open": ("qcore.model", "open_model"),
     "packed_matmul": ("qcore.layers", "packed_matmul"),
     "quantize": ("qcore.quantization", "quantize"),
@@ -63,6 +70,7 @@ _HOMES = {
     "quantize_nf4": ("qcore.layers", "quantize_nf4"),
     "quantize_rtn": ("qcore.layers", "quantize_rtn"),
     "search_awq_scales": ("qcore.layers", "search_awq_scales"),
+    "sensitivity": ("qcore.mixed_precision", "sensitivity"),
 }
 
 __all__ = [
@@ -71,18 +79,21 @@ __all__ = [
     "Calibration",
     "Evaluation",
     "Hessian",
+    "Mix",
     "Model",
     "QcoreError",
     "QcoreWarning",
     "QuantSpec",
     "QuantizedLinear",
     "Recipe",
+    "Sensitivity",
     "Stats",
     "active_backend",
     "available_backends",
     "bench",
     "dequantize",
     "evaluate",
+    "mix",
     "open",
     "packed_matmul",
     "quantize",
@@ -90,6 +101,7 @@ __all__ = [
     "quantize_nf4",
     "quantize_rtn",
     "search_awq_scales",
+    "sensitivity",
 ]
 
 

@@ -36,7 +36,10 @@ NAMED_ERROR = 3
 OUR_BUG = 70
 STOPPED = 75
 
-COMMANDS = ("quantize", "eval", "bench", "generate", "inspect", "verify", "demo", "doctor")
+COMMANDS = (
+    *("quantize", "sensitivity", "mix", "eval", "bench"),
+    *("generate", "inspect", "verify", "demo", "doctor"),
+)
 
 
 class Commands(click.Group):

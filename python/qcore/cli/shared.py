@@ -10,11 +10,12 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from qcore.errors import ArgumentError
+from qcore.errors import ArgumentError, OutputError
 from qcore.progress import MODES, Progress, reporter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -143,6 +144,25 @@ def listen(shared: Shared) -> None:
             click.echo(f"qcore: warning: {code}: {text}", err=True)
 
     warnings.showwarning = show
+
+
+def new_file(path: Path, *, overwrite: bool) -> None:
+    """Refuses, before the work, a file that could not be written after it.
+
+    Raises:
+        OutputError: OUTPUT_EXISTS, CANNOT_CREATE.
+    """
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise OutputError(
+            f"{path} is there already.",
+            code="OUTPUT_EXISTS",
+            where=str(path),
+            remedy="Choose another name, or pass --overwrite for a file.",
+        )
+    if not path.absolute().parent.is_dir():
+        raise OutputError(
+            f"{path.absolute().parent} is no folder.", where=str(path), remedy="Make it first."
+        )
 
 
 def python_call(

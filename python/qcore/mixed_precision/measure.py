@@ -1,0 +1,229 @@
+"""`sensitivity`: one layer at a time, at one width after the other, in a model that is otherwise the
+original.
+
+One pass over the blocks: statistics of the block's inputs under the original model, codes for every
+layer at every width, and for each of them alone the KL on a held-out part of the calibration set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qcore import _core
+from qcore.calibrate import collect, open_stream
+from qcore.data import Calibration
+from qcore.errors import ArgumentError, MissingInputError
+from qcore.job import Job, settle
+from qcore.mixed_precision.held_out import HeldOut, split
+from qcore.mixed_precision.result import Damage, Measured, Sensitivity
+from qcore.mixed_precision.schemes import DEFAULT_BITS, Scheme, Unit, schemes_of, units_of
+from qcore.model import Model, open_model
+from qcore.progress import Progress, reporter
+from qcore.recipe import Recipe
+from qcore.solve_block import finite_weight, solve_block
+from qcore.spec import QuantizedLinear
+
+if TYPE_CHECKING:
+    from qcore.eval.statistics import ClusteredMean
+    from qcore.layers import Float64Array, Hessian
+    from qcore.model import Block
+
+HELD_OUT_TOKENS = 2048
+
+
+def sensitivity(
+    model: Model | str | Path,
+    recipe: Recipe | None = None,
+    *,
+    calib: Calibration | str | Path | Iterable[Any] | None,
+    bits: Iterable[object] = DEFAULT_BITS,
+    by: str = "kld",
+    n_tokens: int = HELD_OUT_TOKENS,
+    format: str = "auto",
+    progress: str | Callable[[Mapping[str, Any]], None] = "auto",
+) -> Sensitivity:
+    """Measures what each layer costs at each width.
+
+    Args:
+        model: an open Model, or its path; only read.
+        recipe: how codes are chosen; the default recipe when None. Layers it keeps are left out. The
+            folds of "awq" change several layers at once, so with it layers are measured by "gptq".
+        calib: a Calibration, or raw data to build one from. A part of it is held out.
+        bits: widths, each 2, 3, 4 or 8, or with a group size of its own: "4g32".
+        by: "kld": KL of the whole model's predictions, and the layer losses beside it; "loss": only
+            tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), which costs one pass.
+        n_tokens: about how many tokens are held out for KL; twice the tokens, twice the time.
+        format: the artifact format whose scales are meant.
+        progress: as for `quantize`.
+
+    Returns:
+        Every estimate for every layer, and for the units that runtimes fuse.
+
+    Raises:
+        QcoreError: by code. KeyboardInterrupt leaves nothing.
+    """
+    if by not in ("kld", "loss"):
+        raise ArgumentError(
+            f"by is {by!r}.", found=by, needed=("kld", "loss"), remedy='Use "kld" or "loss".'
+        )
+    if isinstance(n_tokens, bool) or not isinstance(n_tokens, int) or n_tokens < 2:
+        raise ArgumentError(f"n_tokens is {n_tokens!r}.", remedy="Use a whole number from 2.")
+    schemes = schemes_of(bits)
+    opened = model if isinstance(model, Model) else open_model(model)
+    recipe = measured_recipe(recipe or Recipe())
+    with reporter(progress) as report:
+        calibration = _calibration(opened, recipe, calib)
+        job = settle(opened, recipe, calibration, format, report)
+        pass_ = _Pass(job, schemes, calibration, n_tokens if by == "kld" else None)
+        measured = pass_.run()
+    return Sensitivity(
+        model=opened.path.name,
+        path=str(opened.path),
+        recipe=recipe,
+        group_size=job.assignment.default.group_size,
+        schemes=schemes,
+        measured=tuple(measured),
+        data={
+            "sha256": calibration.sha256,
+            "n_samples": len(calibration),
+            "held_out_tokens": pass_.held_out_tokens,
+        },
+    )
+
+
+def measured_recipe(recipe: Recipe) -> Recipe:
+    """The recipe by which single layers are quantized: AWQ's folds would change their neighbours."""
+    return recipe.with_(method="gptq") if recipe.method.startswith("awq") else recipe
+
+
+def _calibration(model: Model, recipe: Recipe, calib: Any) -> Calibration:
+    if calib is None:
+        raise MissingInputError(
+            "Sensitivity is measured on calibration data.",
+            code="CALIB_MISSING",
+            remedy="Pass --calib FILE with your own conversations.",
+        )
+    return Calibration.build(
+        calib,
+        model=model,
+        n_samples=recipe.n_samples,
+        max_length=recipe.max_length,
+        seed=recipe.seed,
+    )
+
+
+class _Pass:
+    """The pass over the blocks.
+
+    Args:
+        job: model, recipe, grids.
+        schemes: widths to try.
+        calibration: samples; a part of them is held out.
+        n_tokens: of that part; None: no KL is measured, and all samples go into the statistics.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        schemes: Sequence[Scheme],
+        calibration: Calibration,
+        n_tokens: int | None,
+    ) -> None:
+        self._job = job
+        self._schemes = schemes
+        self._units = _measured_units(job)
+        sequences, held_out = list(calibration.sequences), None
+        if n_tokens is not None:
+            sequences, held_out = split(sequences, n_tokens)
+        self._ticks = _Ticks(job.report, self._work(held_out is not None))
+        self._stream = open_stream(job.model, sequences, job.recipe)
+        self._held: HeldOut | None = None
+        if held_out is not None:
+            self._held = HeldOut(job.model, held_out, self._ticks.next)
+
+    @property
+    def held_out_tokens(self) -> int:
+        """Positions that are compared."""
+        return 0 if self._held is None else self._held.n_tokens
+
+    def run(self) -> list[Measured]:
+        """Every layer and every unit, in the order of the model."""
+        blocks = self._job.model.plan.blocks
+        return [measured for plan in blocks for measured in self._block(plan.index)]
+
+    def _work(self, with_kl: bool) -> int:
+        """Runs of a block, over the calibration samples or over one copy of the held-out ones."""
+        n_blocks = len(self._job.model.plan.blocks)
+        if not with_kl:
+            return n_blocks
+        changed = sum(n_blocks - unit.block for unit in self._units) * len(self._schemes)
+        return 2 * n_blocks + changed
+
+    def _block(self, index: int) -> list[Measured]:
+        job = self._job
+        block = job.model.block(index)
+        hessians = collect(block, self._stream, job.activations, advance=True)
+        self._ticks.next(1)
+        solved = {scheme: self._solved(block, scheme, hessians) for scheme in self._schemes}
+        units = [unit for unit in self._units if unit.block == index]
+        tried = [(unit, scheme) for unit in units for scheme in self._schemes]
+        kl: list[ClusteredMean | None] = [None] * len(tried)
+        if self._held is not None:
+            changes = [{n: solved[scheme][n] for n in unit.layers} for unit, scheme in tried]
+            kl = [*self._held.damage(block, changes)]
+            self._held.advance(block)
+        damage: dict[Unit, dict[Scheme, Damage]] = {unit: {} for unit in units}
+        for (unit, scheme), found in zip(tried, kl, strict=True):
+            damage[unit][scheme] = Damage(
+                kld=None if found is None else found.mean,
+                kld_se=None if found is None else found.se,
+                loss=sum(solved[scheme][name].loss or 0.0 for name in unit.layers),
+            )
+        shapes = {x.name: (x.out_features, x.in_features) for x in block.plan.linears}
+        return [
+            Measured(unit, tuple(shapes[name] for name in unit.layers), damage[unit])
+            for unit in units
+        ]
+
+    def _solved(
+        self, block: Block, scheme: Scheme, hessians: Mapping[str, Hessian]
+    ) -> dict[str, QuantizedLinear]:
+        """Every layer of the block at one width, with its loss."""
+        assignment, recipe = self._job.assignment, self._job.recipe
+        linears = [linear for linear in block.plan.linears if linear.name in assignment.specs]
+        specs = {linear.name: scheme.spec(assignment.specs[linear.name]) for linear in linears}
+        layers = solve_block(block, specs, recipe, hessians if recipe.needs_data else None).layers
+        if recipe.needs_data:
+            return layers
+        moments = {tap: hessian.hessian() for tap, hessian in hessians.items()}
+        return {x.name: _with_loss(block, layers[x.name], x.name, moments[x.tap]) for x in linears}
+
+
+def _with_loss(
+    block: Block, layer: QuantizedLinear, name: str, hessian: Float64Array
+) -> QuantizedLinear:
+    """Plain rounding looks at no data, so its loss is taken here."""
+    weight = finite_weight(block.weight(name), name)
+    error, signal = _core.layer_loss(weight, layer.codes, layer.scales, layer.zeros, hessian)
+    return replace(layer, loss=error / signal if signal > 0 else 0.0)
+
+
+def _measured_units(job: Job) -> list[Unit]:
+    """Each quantized layer alone, then what runtimes fuse; experts only together."""
+    plan, quantized = job.model.plan, job.assignment.specs.keys()
+    found = (*units_of(plan, quantized, fused=False), *units_of(plan, quantized))
+    return list({unit.name: unit for unit in found}.values())
+
+
+class _Ticks:
+    """Counts runs of a block into events."""
+
+    def __init__(self, report: Progress, total: int) -> None:
+        self._report, self._total, self._done = report, total, 0
+
+    def next(self, count: int) -> None:
+        self._done += count
+        self._report({"event": "sensitivity", "index": self._done, "of": self._total})

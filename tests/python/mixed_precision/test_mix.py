@@ -1,0 +1,174 @@
+"""Recipes for a number of bytes: exact, fused, explained, and refused where they cannot be."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+
+import pytest
+
+import qcore
+from qcore.assignment import assign
+from qcore.errors import ArgumentError, MissingInputError, RecipeError
+from qcore.recipe import Recipe
+
+
+def weight_file_bytes(artifact):
+    return sum(path.stat().st_size for path in artifact.path.glob("*.safetensors"))
+
+
+def quantized(model, found, calibration, out):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", qcore.QcoreWarning)
+        return qcore.quantize(
+            model, found.recipe, calib=calibration, out=out, format=found.format, progress="none"
+        )
+
+
+@pytest.mark.parametrize("format", ["gptq_v2", "ct"])
+@pytest.mark.parametrize("share", [0.36, 0.45, 0.9])
+def test_the_artifact_has_exactly_the_bytes_that_were_predicted(
+    model, measured, calibration, tmp_path, format, share
+):
+    limit = int(share * model.bytes)
+    found = measured.mix(max_bytes=limit, format=format)
+    artifact = quantized(model, found, calibration, tmp_path / "out")
+    assert weight_file_bytes(artifact) == found.bytes <= limit
+    # Nothing wider fits: the smallest step of any unit is larger than what is left.
+    assert limit - found.bytes < 0.02 * model.bytes
+    assert len(set(found.schemes.values())) > 1
+    linear = sum(tensor.nbytes for name, tensor in artifact.tensors.items() if "_proj." in name)
+    n_weights = sum(x.in_features * x.out_features for x in model.plan.linears)
+    assert found.bits_per_weight == 8 * linear / n_weights
+
+
+@pytest.mark.parametrize("bits", [3.5, 4.44, 5.53])
+def test_bits_per_weight_are_a_limit_too(model, measured, bits):
+    found = measured.mix(bits_per_weight=bits)
+    assert bits - 0.12 < found.bits_per_weight <= bits
+
+
+def test_it_beats_one_width_for_all_by_the_estimate_it_used(measured):
+    uniform = measured.mix(bits_per_weight=4.5).answers[-1]
+    assert uniform.by == "uniform"
+    for by in ("kld", "loss"):
+        found = measured.mix(max_bytes=uniform.choice.file_bytes, by=by)
+        assert found.bytes <= uniform.choice.file_bytes
+        answer, same = found.answers
+        assert same.choice.schemes == uniform.choice.schemes
+        assert answer.choice.predicted[by] <= same.choice.predicted[by]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_fused_layers_share_a_width(model, measured, fused):
+    found = measured.mix(bits_per_weight=4.6, fused=fused)
+    specs = assign(found.recipe, model.plan, "float16").specs
+    apart = 0
+    for block in model.plan.blocks:
+        for roles in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+            widths = {specs[x.name].bits for x in block.linears if x.role in roles}
+            apart += len(widths) > 1
+    assert (apart == 0) == fused
+    assert len(found.schemes) == (24 if fused else 42)
+
+
+def test_the_recipe_says_why_and_survives_its_file(model, measured, tmp_path):
+    found = measured.mix(bits_per_weight=4.6)
+    found.save(tmp_path / "recipe.toml")
+    again = Recipe.load(tmp_path / "recipe.toml")
+    assert again == found.recipe
+    assert again.overrides
+    for override in again.overrides:
+        assert override.why.startswith("KL "), override
+        assert f"{again.bits} bits" in override.why
+    assert again.allow_low_bits == "mixed precision: 3 bits where measured harmless"
+    specs = assign(again, model.plan, "float16").specs
+    assert specs == dict(found.answers[0].choice.specs)
+
+
+def test_layers_that_the_base_recipe_keeps_stay_kept(model, calibration, tmp_path):
+    base = Recipe().with_(layers="*.up_proj", bits=8).with_(layers="*.layers.0.*", keep=True)
+    found = qcore.sensitivity(
+        model, base, calib=calibration, bits=(4, 8), by="loss", progress="none"
+    ).mix(bits_per_weight=8.0)
+    artifact = quantized(model, found, calibration, tmp_path / "out")
+    assert not any(".layers.0." in name for name in artifact.quantized_layers)
+    assert weight_file_bytes(artifact) == found.bytes
+    assert 7.5 < found.bits_per_weight <= 8.0
+
+
+def test_near_the_original_layers_are_kept(model, measured, calibration, tmp_path):
+    found = measured.mix(max_bytes=int(0.97 * model.bytes))
+    assert "16" in found.schemes.values()
+    artifact = quantized(model, found, calibration, tmp_path / "out")
+    assert weight_file_bytes(artifact) == found.bytes
+
+
+def test_a_format_of_one_width_says_so_and_protects_by_16_bits(
+    model, measured, calibration, tmp_path
+):
+    with pytest.warns(qcore.QcoreWarning, match="awq cannot hold 3 and 8 bits.*gptq, gptq_v2, ct"):
+        found = measured.mix(bits_per_weight=6, format="awq")
+    assert set(found.schemes.values()) == {"4", "16"}
+    artifact = quantized(model, found, calibration, tmp_path / "out")
+    assert weight_file_bytes(artifact) == found.bytes
+
+
+def test_held_out_text_picks_the_answer(model, measured, calibration, held_out_rows):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", qcore.QcoreWarning)
+        found = measured.mix(
+            bits_per_weight=4.3, calib=calibration, data=held_out_rows, progress="none"
+        )
+    means = [answer.kld.mean for answer in found.answers]
+    assert means == sorted(means)
+    assert all(mean > 0 for mean in means)
+    assert {answer.by for answer in found.answers} == {"kld", "loss", "uniform"}
+    told = json.loads(json.dumps(found.to_dict()))
+    assert told["answers"][0]["kld"]["mean"] == means[0]
+    assert told["chosen"] == found.answers[0].by
+    assert f"by {told['chosen']}" in repr(found)
+    assert "held-out KL" in str(found)
+    assert "Exceptions" in found._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "code", "said"),
+    [
+        ({"max_bytes": 1000}, RecipeError, "BUDGET_TOO_SMALL", "limit of 1,000 bytes.*smallest"),
+        ({"bits_per_weight": 2.5}, RecipeError, "BUDGET_TOO_SMALL", "2.5 bits per weight"),
+        ({"max_bytes": 10**12}, RecipeError, "BUDGET_UNNEEDED", "holds the original"),
+        ({"bits_per_weight": 16}, RecipeError, "BUDGET_UNNEEDED", "16.0000 bits per weight"),
+        ({}, ArgumentError, "USAGE", "needs one limit"),
+        ({"max_bytes": 1, "bits_per_weight": 4.0}, ArgumentError, "USAGE", "needs one limit"),
+        ({"max_bytes": -1}, ArgumentError, "USAGE", "limit is -1"),
+        ({"bits_per_weight": float("nan")}, ArgumentError, "USAGE", "limit is nan"),
+        ({"bits_per_weight": 4.5, "by": "fisher"}, ArgumentError, "USAGE", "by is 'fisher'"),
+        ({"bits_per_weight": 4.5, "format": "gguf"}, RecipeError, "FORMAT_TARGET", "no format"),
+        ({"bits_per_weight": 4.5, "format": "gptq"}, RecipeError, "FORMAT_TARGET", "gptq_v2"),
+        ({"bits_per_weight": 4.5, "data": "x"}, MissingInputError, "CALIB_MISSING", "--calib"),
+    ],
+)
+def test_each_refusal_is_one_clear_sentence(measured, options, error, code, said):
+    with pytest.raises(error, match=said) as caught:
+        measured.mix(**options)
+    assert caught.value.code == code
+
+
+def test_the_exact_ends_of_the_range_are_accepted(measured):
+    with pytest.raises(RecipeError) as caught:
+        measured.mix(max_bytes=1000)
+    smallest = caught.value.needed
+    assert measured.mix(max_bytes=smallest).bytes == smallest
+    with pytest.raises(RecipeError):
+        measured.mix(max_bytes=smallest - 1)
+    with pytest.raises(RecipeError) as caught:
+        measured.mix(max_bytes=10**12)
+    assert measured.mix(max_bytes=caught.value.needed - 1).bytes < caught.value.needed
+
+
+def test_a_sensitivity_of_another_model_is_refused(model, measured):
+    other = replace(measured, measured=measured.measured[1:], model="other")
+    with pytest.raises(RecipeError, match=r"measured on other, where .* is missing"):
+        qcore.mix(model, other, bits_per_weight=4.5, fused=False)
