@@ -84,18 +84,42 @@ model::NormWeight norm_of(const OptionalArray& array) {
 }
 
 using Norms = std::map<std::string, py::array>;
+using ExpertMlp = std::pair<std::vector<Linear>, Linear>;
+
+std::unique_ptr<model::Experts> make_experts(const Linear& router,
+                                             const std::vector<ExpertMlp>& experts,
+                                             std::vector<Linear> shared_gate, int64_t top_k,
+                                             bool normalize, int64_t intermediate_size) {
+  auto made = std::make_unique<model::Experts>();
+  made->top_k = top_k;
+  made->normalize = normalize;
+  made->intermediate_size = intermediate_size;
+  made->router = router;
+  for (const auto& [gate_up, down] : experts) made->experts.push_back({gate_up, down});
+  made->shared_gate = std::move(shared_gate);
+  return made;
+}
 
 std::unique_ptr<model::Block> make_block(const model::BlockSpec& spec, std::vector<Linear> qkv,
-                                         Linear output, std::vector<Linear> gate_up, Linear down,
-                                         const Norms& norms) {
+                                         Linear output, std::vector<Linear> gate_up,
+                                         const Linear* down, const Norms& norms,
+                                         const model::Experts* experts) {
   const auto norm = [&](const char* role) {
     const auto found = norms.find(role);
     return norm_of(found == norms.end() ? OptionalArray() : OptionalArray(found->second));
   };
-  model::BlockWeights weights{std::move(qkv),    std::move(output),       std::move(gate_up),
-                              std::move(down),   norm("attention_input"), norm("attention_output"),
-                              norm("mlp_input"), norm("mlp_output"),      norm("query"),
-                              norm("key")};
+  model::BlockWeights weights;
+  weights.query_key_value = std::move(qkv);
+  weights.output = std::move(output);
+  weights.gate_up = std::move(gate_up);
+  if (down != nullptr) weights.down = *down;
+  if (experts != nullptr) weights.experts = *experts;
+  weights.attention_input = norm("attention_input");
+  weights.attention_output = norm("attention_output");
+  weights.mlp_input = norm("mlp_input");
+  weights.mlp_output = norm("mlp_output");
+  weights.query = norm("query");
+  weights.key = norm("key");
   return std::make_unique<model::Block>(spec, std::move(weights));
 }
 
@@ -125,9 +149,28 @@ void set_taps(const TapMap& taps, model::ForwardArgs& args) {
   };
 }
 
+// The callable, and the experts that it wants to see.
+using ExpertTap = std::pair<std::vector<int64_t>, py::function>;
+
+void set_expert_tap(const std::optional<ExpertTap>& wanted, bool every_token,
+                    model::ForwardArgs& args) {
+  if (!wanted) return;
+  args.experts.experts = wanted->first;
+  args.experts.every_token = every_token;
+  const py::function* function = &wanted->second;
+  args.experts.tap = [=](int64_t expert, model::ExpertPoint point, const AnyMatrixView& x,
+                         const std::vector<int64_t>& tokens) {
+    const py::gil_scoped_acquire gil;
+    const char* name = point == model::ExpertPoint::kInput ? "input" : "hidden";
+    const py::array_t<int64_t> rows(static_cast<py::ssize_t>(tokens.size()), tokens.data());
+    (*function)(expert, name, view_of(x), rows);
+  };
+}
+
 py::object forward(const model::Block& self, const py::array& hidden, const py::array& lengths,
                    const std::string& activations, const TapMap& taps, bool stop_after_taps,
-                   const OptionalArray& out, KvCache* cache) {
+                   const OptionalArray& out, KvCache* cache,
+                   const std::optional<ExpertTap>& expert_tap, bool every_token) {
   model::ForwardArgs args;
   args.hidden = as_matrix<float>(hidden, "hidden");
   args.lengths = as_vector<int64_t>(lengths, "lengths", lengths.size());
@@ -136,6 +179,7 @@ py::object forward(const model::Block& self, const py::array& hidden, const py::
   args.stop_after_taps = stop_after_taps;
   args.cache = cache;
   set_taps(taps, args);
+  set_expert_tap(expert_tap, every_token, args);
   py::array result =
       out ? *out : new_array<float>({stop_after_taps ? 0 : args.hidden.rows, args.hidden.columns});
   args.out = as_output_matrix<float>(result, "out");
@@ -215,13 +259,19 @@ void bind_model(py::module_& module) {
   py::class_<KvCache>(module, "KvCache", "Keys and values of one block.")
       .def(py::init<int64_t, int64_t>(), py::arg("n_sequences"), py::arg("width"))
       .def_property_readonly("lengths", &cache_lengths);
+  py::class_<model::Experts>(module, "Experts", "Router and experts of a block; experts.h.")
+      .def(py::init(&make_experts), py::arg("router"), py::arg("experts"), py::arg("shared_gate"),
+           py::arg("top_k"), py::arg("normalize"), py::arg("intermediate_size"));
   py::class_<model::Block>(module, "DecoderBlock", "One decoder block.")
       .def(py::init(&make_block), py::arg("spec"), py::arg("query_key_value"), py::arg("output"),
-           py::arg("gate_up"), py::arg("down"), py::arg("norms"))
+           py::arg("gate_up"), py::arg("down").none(true), py::arg("norms"),
+           py::arg("experts") = nullptr)
       .def("forward", &forward, py::arg("hidden"), py::arg("lengths"),
            py::arg("activations") = "float32", py::arg("taps") = TapMap(),
            py::arg("stop_after_taps") = false, py::arg("out") = py::none(),
-           py::arg("cache") = nullptr, "Hidden states behind the block; None after taps alone.");
+           py::arg("cache") = nullptr, py::arg("expert_tap") = py::none(),
+           py::arg("every_token") = false,
+           "Hidden states behind the block; None after taps alone.");
   py::class_<model::Head>(module, "Head", "Final norm, output head, soft cap.")
       .def(py::init(&make_head), py::arg("linear"), py::arg("norm"), py::arg("norm_eps"),
            py::arg("softcap") = 0.0f)

@@ -7,10 +7,12 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "base/backend.h"
 #include "model/decoder_spec.h"
+#include "model/experts.h"
 #include "model/kv_cache.h"
 #include "model/linear.h"
 #include "model/taps.h"
@@ -25,6 +27,8 @@ struct BlockWeights {
   Linear output;
   std::vector<Linear> gate_up;  // two, or one whose rows are gate, then up
   Linear down;
+  // A block with experts: gate_up and down are then those of the shared expert, if there is one.
+  std::optional<Experts> experts;
   NormWeight attention_input;   // (hidden_size,), before q, k, v
   NormWeight attention_output;  // (hidden_size,), after `output`, before the residual sum
   NormWeight mlp_input;         // (hidden_size,), before gate and up
@@ -42,6 +46,7 @@ struct ForwardArgs {
   Activations activations = Activations::kFloat32;
   std::array<bool, kTapPoints> tapped{};
   Tap tap;
+  ExpertTaps experts;
   bool stop_after_taps = false;  // nothing is computed after the last tapped point
   KvCache* cache = nullptr;      // the tokens follow those it holds; they are added to it
 };

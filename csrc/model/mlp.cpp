@@ -6,7 +6,6 @@
 #include "model/pass.h"
 
 namespace qcore::model {
-namespace {
 
 LinearInput mlp_input(const Pass& pass, int64_t slice) {
   const NormWeight& norm = pass.weights.mlp_input;
@@ -17,7 +16,14 @@ LinearInput mlp_input(const Pass& pass, int64_t slice) {
           }};
 }
 
-}  // namespace
+void gated_rows(const Pass& pass, const std::vector<Linear>& gate_up, const AnyMatrixView& x,
+                float* both, MatrixView<float> out) {
+  const int64_t width = out.columns;
+  apply_side_by_side(pass, gate_up, x, matrix_view(both, x.rows, 2 * width));
+  kernels::gated_activation({both, 2 * width, both + width, 2 * width, out.data, out.row_stride,
+                             out.rows, width, pass.spec.activation},
+                            pass.backend);
+}
 
 bool mlp_half(const Pass& pass) {
   const int64_t width = pass.spec.intermediate_size;
@@ -27,11 +33,7 @@ bool mlp_half(const Pass& pass) {
   const int64_t rows_at_once = std::min(slice, pass.n_tokens());
   const kernels::AlignedBuffer space(rows_at_once * 2 * width * int64_t{sizeof(float)});
   const auto gated = [&](int64_t begin, int64_t end, MatrixView<float> rows) {
-    const auto both = matrix_view(space.as<float>(), end - begin, 2 * width);
-    apply_side_by_side(pass, pass.weights.gate_up, input.rows(begin, end), both);
-    kernels::gated_activation({both.data, both.row_stride, both.data + width, both.row_stride,
-                               rows.data, rows.row_stride, rows.rows, width, pass.spec.activation},
-                              pass.backend);
+    gated_rows(pass, pass.weights.gate_up, input.rows(begin, end), space.as<float>(), rows);
   };
   LinearInput hidden(pass, TapPoint::kMlpHidden, width, slice, gated);
   if (pass.ends_after(TapPoint::kMlpHidden)) return false;

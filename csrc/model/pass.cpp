@@ -18,18 +18,6 @@ constexpr int64_t kLargestSlice = 512;
 
 constexpr int64_t kRowsAtOnce = 16;
 
-// out = a + b; out may be a.
-void add_rows(MatrixView<const float> a, MatrixView<const float> b, MatrixView<float> out) {
-  parallel_blocks(a.rows, kRowsAtOnce, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const float* a_row = a.row(row);
-      const float* b_row = b.row(row);
-      float* out_row = out.row(row);
-      for (int64_t i = 0; i < a.columns; ++i) out_row[i] = a_row[i] + b_row[i];
-    }
-  });
-}
-
 AnyMatrixView any_view(MatrixView<const float> matrix) {
   return {matrix.data, Dtype::kFloat32, matrix.rows, matrix.columns, matrix.row_stride};
 }
@@ -38,6 +26,7 @@ AnyMatrixView any_view(MatrixView<const float> matrix) {
 
 bool Pass::ends_after(TapPoint point) const {
   if (!args.stop_after_taps) return false;
+  if (point <= TapPoint::kMlpInput && !args.experts.experts.empty()) return false;
   for (int later = static_cast<int>(point) + 1; later < kTapPoints; ++later) {
     if (args.tapped[static_cast<std::size_t>(later)]) return false;
   }
@@ -56,46 +45,48 @@ void for_each_slice(int64_t n_tokens, int64_t rows,
   }
 }
 
-LinearInput::LinearInput(const Pass& pass, TapPoint point, int64_t width, int64_t slice,
-                         Produce produce)
+LinearInput::LinearInput(const Pass& pass, int64_t n_rows, int64_t width, int64_t slice,
+                         Produce produce, const Look& look)
     : pass_(pass),
+      n_rows_(n_rows),
       width_(width),
-      slice_(std::min(slice, std::max<int64_t>(1, pass.n_tokens()))),
+      slice_(std::min(slice, std::max<int64_t>(1, n_rows))),
       produce_(std::move(produce)),
       dtype_(pass.args.activations == Activations::kBfloat16 ? Dtype::kBfloat16 : Dtype::kFloat32) {
-  if (pass.is_tapped(point)) make_all(point);
+  if (look) look(all());
+}
+
+LinearInput::LinearInput(const Pass& pass, TapPoint point, int64_t width, int64_t slice,
+                         Produce produce)
+    : LinearInput(pass, pass.n_tokens(), width, slice, std::move(produce), {}) {
+  if (pass.is_tapped(point)) pass.args.tap(point, all());
 }
 
 LinearInput::LinearInput(const Pass& pass, TapPoint point, int64_t slice,
                          MatrixView<const float> ready)
-    : pass_(pass),
-      width_(ready.columns),
-      slice_(std::min(slice, std::max<int64_t>(1, pass.n_tokens()))),
-      ready_(ready),
-      dtype_(pass.args.activations == Activations::kBfloat16 ? Dtype::kBfloat16 : Dtype::kFloat32) {
-  if (pass.is_tapped(point)) make_all(point);
+    : LinearInput(pass, ready.rows, ready.columns, slice, {}, {}) {
+  ready_ = ready;
+  if (pass.is_tapped(point)) pass.args.tap(point, all());
 }
 
-void LinearInput::make_all(TapPoint point) {
-  const int64_t n_tokens = pass_.n_tokens();
+const AnyMatrixView& LinearInput::all() {
+  if (all_.data != nullptr) return all_;
   if (!produce_ && dtype_ == Dtype::kFloat32) {
     all_ = any_view(ready_);
-  } else {
-    const int64_t row_bytes = width_ * size_in_bytes(dtype_);
-    whole_ = kernels::AlignedBuffer(n_tokens * row_bytes);
-    AnyMatrixView all{whole_.as<void>(), dtype_, n_tokens, width_, width_};
-    for_each_slice(n_tokens, slice_, [&](int64_t begin, int64_t end) {
-      make(begin, end, whole_.as<char>(begin * row_bytes));
-    });
-    all_ = all;
+    return all_;
   }
-  pass_.args.tap(point, all_);
+  const int64_t row_bytes = width_ * size_in_bytes(dtype_);
+  whole_ = kernels::AlignedBuffer(n_rows_ * row_bytes);
+  const AnyMatrixView all{whole_.as<void>(), dtype_, n_rows_, width_, width_};
+  for_each_slice(n_rows_, slice_, [&](int64_t begin, int64_t end) {
+    make(begin, end, whole_.as<char>(begin * row_bytes));
+  });
+  all_ = all;
+  return all_;
 }
 
 AnyMatrixView LinearInput::rows(int64_t begin, int64_t end) {
-  if (all_.data != nullptr) {
-    return {all_.row(begin), dtype_, end - begin, width_, all_.row_stride};
-  }
+  if (all_.data != nullptr) return rows_of(all_, begin, end);
   if (dtype_ == Dtype::kBfloat16 && rounded_.bytes() == 0) {
     rounded_ = kernels::AlignedBuffer(slice_ * width_ * size_in_bytes(dtype_));
   }
@@ -137,6 +128,17 @@ void norm_rows(const Pass& pass, const NormWeight& weight, MatrixView<const floa
   kernels::rms_norm({x.data, x.row_stride, weight.data(), pass.spec.norm_eps, out.data,
                      out.row_stride, x.rows, x.columns},
                     pass.backend);
+}
+
+void add_rows(MatrixView<const float> a, MatrixView<const float> b, MatrixView<float> out) {
+  parallel_blocks(a.rows, kRowsAtOnce, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* a_row = a.row(row);
+      const float* b_row = b.row(row);
+      float* out_row = out.row(row);
+      for (int64_t i = 0; i < a.columns; ++i) out_row[i] = a_row[i] + b_row[i];
+    }
+  });
 }
 
 void add_to_residual(const Pass& pass, const Linear& linear, const NormWeight& norm,

@@ -34,20 +34,27 @@ class LinearInput {
  public:
   // Writes rows [begin, end) into `rows`.
   using Produce = std::function<void(int64_t begin, int64_t end, MatrixView<float> rows)>;
+  // Is handed all rows; empty: nobody looks.
+  using Look = std::function<void(const AnyMatrixView& x)>;
 
   // An input that has to be computed; slices have at most `slice` rows.
   LinearInput(const Pass& pass, TapPoint point, int64_t width, int64_t slice, Produce produce);
+  // The same for an input of `n_rows` rows, those of some of the tokens.
+  LinearInput(const Pass& pass, int64_t n_rows, int64_t width, int64_t slice, Produce produce,
+              const Look& look);
   // An input that is already there.
   LinearInput(const Pass& pass, TapPoint point, int64_t slice, MatrixView<const float> ready);
 
   // Rows [begin, end), float32 or bfloat16; valid until the next call.
   AnyMatrixView rows(int64_t begin, int64_t end);
+  // All rows, made when first asked for; valid as long as this object.
+  const AnyMatrixView& all();
 
  private:
-  void make_all(TapPoint point);
   AnyMatrixView make(int64_t begin, int64_t end, void* rounded);
 
   const Pass& pass_;
+  int64_t n_rows_;
   int64_t width_;
   int64_t slice_;
   Produce produce_;
@@ -66,6 +73,9 @@ void apply_side_by_side(const Pass& pass, const std::vector<Linear>& linears,
 void norm_rows(const Pass& pass, const NormWeight& weight, MatrixView<const float> x,
                MatrixView<float> out);
 
+// out = a + b; out may be a.
+void add_rows(MatrixView<const float> a, MatrixView<const float> b, MatrixView<float> out);
+
 // residual = stream + norm(linear(input)), slice by slice; an empty norm leaves it out.
 void add_to_residual(const Pass& pass, const Linear& linear, const NormWeight& norm,
                      LinearInput& input, MatrixView<const float> stream, int64_t slice);
@@ -73,6 +83,10 @@ void add_to_residual(const Pass& pass, const Linear& linear, const NormWeight& n
 template <typename T>
 MatrixView<T> rows_of(MatrixView<T> matrix, int64_t begin, int64_t end) {
   return MatrixView<T>{matrix.row(begin), end - begin, matrix.columns, matrix.row_stride};
+}
+
+inline AnyMatrixView rows_of(const AnyMatrixView& matrix, int64_t begin, int64_t end) {
+  return {matrix.row(begin), matrix.dtype, end - begin, matrix.columns, matrix.row_stride};
 }
 
 template <typename T>
@@ -87,5 +101,13 @@ inline MatrixView<const float> read_only(MatrixView<float> matrix) {
 // Each half returns false when it stopped after the last tapped point.
 bool attention_half(const Pass& pass);
 bool mlp_half(const Pass& pass);
+bool experts_half(const Pass& pass);  // in place of mlp_half in a block with experts
+
+// The normed residual, which MLP, router and experts read.
+LinearInput mlp_input(const Pass& pass, int64_t slice);
+
+// out = activation(gate(x)) · up(x); `both` has room for 2 · out.columns floats a row.
+void gated_rows(const Pass& pass, const std::vector<Linear>& gate_up, const AnyMatrixView& x,
+                float* both, MatrixView<float> out);
 
 }  // namespace qcore::model

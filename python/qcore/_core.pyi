@@ -221,6 +221,17 @@ class KvCache:
     @property
     def lengths(self) -> list[int]: ...
 
+class Experts:
+    def __init__(
+        self,
+        router: Linear,
+        experts: list[tuple[list[Linear], Linear]],
+        shared_gate: list[Linear],
+        top_k: int,
+        normalize: bool,
+        intermediate_size: int,
+    ) -> None: ...
+
 class DecoderBlock:
     def __init__(
         self,
@@ -228,8 +239,9 @@ class DecoderBlock:
         query_key_value: list[Linear],
         output: Linear,
         gate_up: list[Linear],
-        down: Linear,
+        down: Linear | None,
         norms: dict[str, Float32],
+        experts: Experts | None = None,
     ) -> None: ...
     def forward(
         self,
@@ -240,6 +252,8 @@ class DecoderBlock:
         stop_after_taps: bool = False,
         out: Float32 | None = None,
         cache: KvCache | None = None,
+        expert_tap: tuple[list[int], Callable[..., None]] | None = None,
+        every_token: bool = False,
     ) -> Float32 | None: ...
 
 class Head:

@@ -49,6 +49,7 @@ def scaled(**scaling: Any) -> dict[str, Any]:
 
 
 _GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "head_dim": 12, "query_pre_attn_scalar": 20}
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"num_key_value_heads": 4}),
     "llama_tied_bias": (
@@ -108,6 +109,36 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3", {"sliding_window": 11}),
     "phi3_partial": ("Phi3", {"rope_parameters": {"rope_type": "default", **THETA, "partial_rotary_factor": 0.5}}),
     "olmo2": ("Olmo2", {}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "sliding_window": 12}),
+    "mixtral_stacked": ("Mixtral", {"num_local_experts": 3, "num_hidden_layers": 1}),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {
+            **_EXPERTS,
+            "shared_expert_intermediate_size": 40,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "max_window_layers": 1,
+        },
+    ),
+    # Every second layer has experts, but not layer 3: layer 1 alone.
+    "qwen2_moe_mixed": (
+        "Qwen2Moe",
+        {
+            **_EXPERTS,
+            "shared_expert_intermediate_size": 16,
+            "num_hidden_layers": 4,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+        },
+    ),
+    "qwen3_moe": ("Qwen3Moe", {**_EXPERTS, "norm_topk_prob": True, "head_dim": 16}),
+    "qwen3_moe_windows": (
+        "Qwen3Moe",
+        {**_EXPERTS, "num_experts_per_tok": 1, "use_sliding_window": True, "sliding_window": 9},
+    ),
 }  # fmt: skip
 
 
@@ -129,6 +160,7 @@ def everything_in_float64() -> Iterator[None]:
 def build(kind: str, settings: dict[str, Any]) -> torch.nn.Module:
     config = getattr(transformers, f"{kind}Config")(**{**SIZES, **THETA, **settings})
     config._attn_implementation = "eager"
+    config._experts_implementation = "eager"
     name = "Gemma3ForCausalLM" if kind == "Gemma3Text" else f"{kind}ForCausalLM"
     return getattr(transformers, name)(config).eval()
 
@@ -143,7 +175,7 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
         elif parameter.ndim == 1:
             parameter.data = 0.3 * noise
         else:
-            parameter.data = noise * (1.5 / math.sqrt(parameter.shape[1]))
+            parameter.data = noise * (1.5 / math.sqrt(parameter.shape[-1]))
 
 
 @torch.no_grad()
@@ -167,7 +199,8 @@ def make(name: str) -> None:
         exact = logits_of(exact_model, sequences)
     assert exact.dtype == torch.float64
     folder = HERE / name
-    model.save_pretrained(folder)
+    # "stacked": all experts of a layer in one tensor, as they lie in memory.
+    model.save_pretrained(folder, save_original_format=not name.endswith("_stacked"))
     (folder / "generation_config.json").unlink(missing_ok=True)
     config = json.loads((folder / "config.json").read_text())
     config.pop("transformers_version", None)

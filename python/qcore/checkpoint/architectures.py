@@ -12,9 +12,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from qcore.checkpoint.config_values import ConfigReader, Problem, raise_problems
-from qcore.checkpoint.decoder_plan import BlockPlan, DecoderPlan, Fold, LinearPlan, NormPlan
+from qcore.checkpoint.decoder_plan import (
+    BlockPlan,
+    DecoderPlan,
+    ExpertsPlan,
+    Fold,
+    LinearPlan,
+    NormPlan,
+)
+from qcore.checkpoint.experts import ALWAYS, ExpertNames
 from qcore.checkpoint.plan_builder import (
-    ALWAYS,
     POST_NORMS,
     SANDWICH_NORMS,
     Architecture,
@@ -25,9 +32,9 @@ from qcore.errors import FormatError, QcoreWarning, UnsafeInputError, escaped
 
 __all__ = [
     "ARCHITECTURES",
-    "COMES_LATER",
     "BlockPlan",
     "DecoderPlan",
+    "ExpertsPlan",
     "Fold",
     "LinearPlan",
     "NormPlan",
@@ -67,7 +74,6 @@ _GEMMA3 = Architecture(
     },
 )
 
-# Rows for mixtures of experts go here too; their blocks need routers and lists of MLPs.
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(bias={"attention_bias": _ATTENTION, "mlp_bias": _MLP}),
     "mistral": Architecture(windows="all", defaults={"sliding_window": 4096}),
@@ -111,8 +117,43 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "phi3": Architecture(fused=True, windows="all", partial_rotary=True),
     "olmo2": Architecture(norms=POST_NORMS, qk_norm="whole", bias={"attention_bias": _ATTENTION}),
+    "mixtral": Architecture(
+        windows="all",
+        experts=ExpertNames(
+            part="block_sparse_moe",
+            linears=("w1", "w3", "w2"),
+            width="intermediate_size",
+            normalize=ALWAYS,
+        ),
+        defaults={"num_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1_000_000.0},
+    ),
+    "qwen2_moe": Architecture(
+        bias={"qkv_bias": ("q_proj", "k_proj", "v_proj")},
+        windows="qwen2_moe",
+        experts=ExpertNames(shared=True),
+        defaults={
+            "sliding_window": 4096,
+            "max_window_layers": 28,
+            "qkv_bias": True,
+            "num_experts": 60,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1408,
+            "shared_expert_intermediate_size": 5632,
+        },
+    ),
+    "qwen3_moe": Architecture(
+        qk_norm="per_head",
+        bias={"attention_bias": _ATTENTION},
+        windows="switched",
+        experts=ExpertNames(),
+        defaults={
+            "sliding_window": 4096,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+        },
+    ),
 }
-COMES_LATER = ("mixtral", "qwen2_moe", "qwen3_moe")
 
 # Keys of a config that make other loaders run code of the checkpoint.
 _CODE_KEYS = ("auto_map", "custom_pipelines")
@@ -161,10 +202,8 @@ def _known_type(config: Mapping[str, Any]) -> str:
             remedy="qcore never runs a checkpoint's code. Use a model of a supported architecture: "
             f"{', '.join(ARCHITECTURES)}.",
         )
-    close = difflib.get_close_matches(str(model_type), [*ARCHITECTURES, *COMES_LATER], 3)
+    close = difflib.get_close_matches(str(model_type), list(ARCHITECTURES), 3)
     told = f" Close matches: {', '.join(close)}." if close else ""
-    if model_type in COMES_LATER:
-        told = " Mixtures of experts come later."
     raise FormatError(
         f"model_type {shown} is not supported.{told} Supported: {', '.join(ARCHITECTURES)}.",
         code="ARCH_UNSUPPORTED",

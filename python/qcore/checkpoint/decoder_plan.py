@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-Tap: TypeAlias = Literal["attention_input", "attention_output", "mlp_input", "mlp_hidden"]
+# "attention_input", "attention_output", "mlp_input", "mlp_hidden"; of expert 3 "experts.3.input" and
+# "experts.3.hidden". The MLP of a block with experts is its shared expert.
+Tap: TypeAlias = str
 QkNorm: TypeAlias = Literal["none", "per_head", "whole"]
 Shape: TypeAlias = tuple[int, ...]
 
@@ -23,6 +25,7 @@ class LinearPlan:
         in_features: columns of the weight.
         bias: whether a bias belongs to it.
         tap: the input that it reads.
+        expert: the number of the expert that it belongs to; None outside the experts.
     """
 
     name: str
@@ -31,6 +34,7 @@ class LinearPlan:
     in_features: int
     bias: bool
     tap: Tap
+    expert: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,60 @@ class Fold:
         consumers: linears that read the same input.
         tie: grouped queries: for each input channel of the consumer, the row of `previous` (counted
             from the first of `previous_rows`) that feeds it; channels of one row share one scale.
+        tap: the input whose channels are scaled.
+        unquantized: tensors that read the same input and keep their precision: routers.
     """
 
     previous: NormPlan | LinearPlan
     consumers: tuple[LinearPlan, ...]
     previous_rows: slice | None = None
     tie: tuple[int, ...] | None = None
+    tap: Tap = ""
+    unquantized: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.tap:
+            object.__setattr__(self, "tap", self.consumers[0].tap)
+
+
+@dataclass(frozen=True)
+class ExpertsPlan:
+    """The experts of one block: csrc/model/experts.h plus the names of its tensors.
+
+    Attributes:
+        n_experts: how many there are.
+        top_k: how many each token is given.
+        normalize: their shares are divided by their sum.
+        intermediate_size: width of an expert.
+        shared_size: width of the shared expert; 0: none.
+        part: "model.layers.0.mlp".
+        router: tensor name, (n_experts, hidden_size).
+        shared_gate: tensor name of the shared expert's gate, (1, hidden_size); None: no such.
+    """
+
+    n_experts: int
+    top_k: int
+    normalize: bool
+    intermediate_size: int
+    shared_size: int
+    part: str
+    router: str
+    shared_gate: str | None
+
+    def input_tap(self, expert: int) -> Tap:
+        """What gate and up of an expert read."""
+        return f"experts.{expert}.input"
+
+    def hidden_tap(self, expert: int) -> Tap:
+        """What down of an expert reads."""
+        return f"experts.{expert}.hidden"
+
+    def unquantized(self, hidden_size: int) -> dict[str, Shape]:
+        """Tensors that keep their precision: name -> shape."""
+        shapes: dict[str, Shape] = {self.router: (self.n_experts, hidden_size)}
+        if self.shared_gate is not None:
+            shapes[self.shared_gate] = (1, hidden_size)
+        return shapes
 
 
 @dataclass(frozen=True)
@@ -79,7 +131,7 @@ class BlockPlan:
         n_heads: query heads.
         n_kv_heads: key and value heads.
         head_dim: width of a head.
-        intermediate_size: width between gate, up and down.
+        intermediate_size: width between gate, up and down; that of an expert where no MLP takes all.
         norm_eps: added to the mean square.
         qk_norm: "none", "per_head" or "whole" (one norm over the whole projection).
         attention_scale: multiplies q · k.
@@ -88,6 +140,7 @@ class BlockPlan:
         activation: "silu", "gelu_tanh" or "gelu".
         inverse_frequencies: radians per position of each turned pair; scaling applied.
         rotary_factor: multiplies cosine and sine (yarn).
+        experts: None in a block with a plain MLP.
     """
 
     index: int
@@ -108,10 +161,13 @@ class BlockPlan:
     activation: str
     inverse_frequencies: tuple[float, ...] = field(repr=False)
     rotary_factor: float = 1.0
+    experts: ExpertsPlan | None = None
 
     def expected_tensors(self) -> dict[str, Shape]:
         """Every tensor of the block: name -> shape."""
         shapes: dict[str, Shape] = {norm.name: (norm.size,) for norm in self.norms.values()}
+        if self.experts is not None:
+            shapes.update(self.experts.unquantized(self.hidden_size))
         for linear in self.linears:
             shapes[f"{linear.name}.weight"] = (linear.out_features, linear.in_features)
             if linear.bias:

@@ -11,12 +11,14 @@ from qcore.checkpoint.config_values import ConfigReader
 from qcore.checkpoint.decoder_plan import (
     BlockPlan,
     DecoderPlan,
+    ExpertsPlan,
     Fold,
     LinearPlan,
     NormPlan,
     QkNorm,
     Tap,
 )
+from qcore.checkpoint.experts import ALWAYS, ExpertNames, expert_folds
 from qcore.checkpoint.rotary import Rotary, rotary_of
 from qcore.errors import escaped
 
@@ -36,7 +38,6 @@ POST_NORMS = {
     "mlp_output": "post_feedforward_layernorm",
 }
 
-ALWAYS = ""  # in Architecture.bias: no key switches it
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -47,7 +48,7 @@ _ACTIVATIONS = {
 _MOST_LAYERS = 4096
 _LONGEST_BY_DEFAULT = 2048  # max_position_embeddings of a config that does not say
 
-Windows = Literal["none", "all", "qwen", "alternating"]
+Windows = Literal["none", "all", "switched", "qwen", "qwen2_moe", "alternating"]
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ class Architecture:
         norms: role -> name of the block's norms.
         qk_norm: how q and k are normed before they are rotated.
         plus_one: norms store w of a gain 1 + w.
-        bias: which linears have a bias: "q k v", or a config key that switches a set on.
+        bias: which linears have a bias: ALWAYS, or a config key that switches a set on.
         fused: qkv_proj and gate_up_proj instead of three and two layers.
-        windows: which layers see a sliding window: "all", "qwen" (from max_window_layers on, when
-            use_sliding_window), "alternating" (layer_types, or every layer but each
+        windows: which layers see a sliding window: "all"; when use_sliding_window, "switched"
+            (all), "qwen" (from max_window_layers on) or "qwen2_moe" (every other one before
+            max_window_layers); "alternating" (layer_types, or every layer but each
             sliding_window_pattern-th).
         local_rotary: sliding layers have frequencies of their own.
         partial_rotary: only the first part of a head may turn.
@@ -71,6 +73,7 @@ class Architecture:
         prefixes: what may stand before "layers.0...": the first one is the default; with the name
             of the head that goes with it.
         harmless: tensors of other parts of the model.
+        experts: names of the experts, in families that have them.
     """
 
     norms: Mapping[str, str] = field(default_factory=lambda: PRE_NORMS)
@@ -86,6 +89,7 @@ class Architecture:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     prefixes: tuple[tuple[str, str], ...] = (("model", "lm_head.weight"),)
     harmless: tuple[str, ...] = ()
+    experts: ExpertNames | None = None
 
 
 @dataclass
@@ -166,12 +170,12 @@ class PlanBuilder:
         config, kind = self.config, self.row.windows
         if kind == "none":
             return [0] * n_layers
-        window = config.optional_size("sliding_window")
-        if kind == "all":
+        switched = kind in ("switched", "qwen", "qwen2_moe")
+        used = not switched or config.flag("use_sliding_window")
+        window = config.optional_size("sliding_window") if used else 0
+        if kind in ("all", "switched"):
             return [window] * n_layers
         types = config.words("layer_types", n_layers, ("full_attention", "sliding_attention"))
-        if kind == "qwen" and not config.flag("use_sliding_window"):
-            window = 0
         if types is None:
             types = [
                 "sliding_attention" if window and self._slides(i) else "full_attention"
@@ -182,9 +186,10 @@ class PlanBuilder:
         return [window if t == "sliding_attention" else 0 for t in types]
 
     def _slides(self, layer: int) -> bool:
-        if self.row.windows == "qwen":
-            first = self.config.get("max_window_layers")
-            return layer >= (0 if first in (None, 0) else self.config.size("max_window_layers"))
+        if self.row.windows in ("qwen", "qwen2_moe"):
+            found = self.config.get("max_window_layers")
+            edge = 0 if found in (None, 0) else self.config.size("max_window_layers")
+            return layer >= edge if self.row.windows == "qwen" else layer % 2 == 0 and layer < edge
         return (layer + 1) % self.config.size("sliding_window_pattern") != 0
 
     def _rotaries(self) -> dict[str, Rotary]:
@@ -200,7 +205,9 @@ class PlanBuilder:
 
     def _block(self, index: int, window: int, rotary: Rotary) -> BlockPlan:
         prefix = f"{self.prefix}.layers.{index}"
-        linears = self._linears(prefix)
+        names = self.row.experts
+        experts = None if names is None else names.plan(prefix, index, self.config)
+        linears = self._linears(prefix, experts)
         norms = {
             role: self._norm(f"{prefix}.{name}", self.hidden_size)
             for role, name in self.row.norms.items()
@@ -221,12 +228,12 @@ class PlanBuilder:
             prefix=prefix,
             linears=linears,
             norms=norms,
-            folds=self._folds(linears, norms),
+            folds=self._folds(linears, norms, experts),
             hidden_size=self.hidden_size,
             n_heads=self.n_heads,
             n_kv_heads=self.n_kv_heads,
             head_dim=self.head_dim,
-            intermediate_size=self.intermediate_size,
+            intermediate_size=self._mlp_size(experts),
             norm_eps=self.norm_eps,
             qk_norm=self.row.qk_norm,
             attention_scale=scale,
@@ -235,7 +242,13 @@ class PlanBuilder:
             activation=self._activation(),
             inverse_frequencies=rotary.inverse_frequencies,
             rotary_factor=rotary.factor,
+            experts=experts,
         )
+
+    def _mlp_size(self, experts: ExpertsPlan | None) -> int:
+        if experts is None:
+            return self.intermediate_size
+        return experts.shared_size or experts.intermediate_size
 
     def _activation(self) -> str:
         key = "hidden_activation" if "gemma" in self.model_type else "hidden_act"
@@ -249,7 +262,7 @@ class PlanBuilder:
     def _norm(self, name: str, size: int) -> NormPlan:
         return NormPlan(f"{name}.weight", size, self.row.plus_one)
 
-    def _linears(self, prefix: str) -> tuple[LinearPlan, ...]:
+    def _linears(self, prefix: str, experts: ExpertsPlan | None) -> tuple[LinearPlan, ...]:
         query, key = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         hidden, inner = self.hidden_size, self.intermediate_size
         with_bias = {
@@ -278,10 +291,15 @@ class PlanBuilder:
                 linear("mlp", "up_proj", inner, hidden, "mlp_input"),
             ]
         second = linear("self_attn", "o_proj", hidden, query, "attention_output")
+        if experts is not None and self.row.experts is not None:
+            return (*first, second, *self.row.experts.linear_plans(experts, hidden))
         return (*first, second, *third, linear("mlp", "down_proj", hidden, inner, "mlp_hidden"))
 
     def _folds(
-        self, linears: tuple[LinearPlan, ...], norms: Mapping[str, NormPlan]
+        self,
+        linears: tuple[LinearPlan, ...],
+        norms: Mapping[str, NormPlan],
+        experts: ExpertsPlan | None,
     ) -> tuple[Fold, ...]:
         def reading(tap: Tap) -> tuple[LinearPlan, ...]:
             return tuple(linear for linear in linears if linear.tap == tap)
@@ -301,6 +319,8 @@ class PlanBuilder:
                 self._tie(),
             )
         )
+        if experts is not None:
+            return (*folds, *expert_folds(experts, norms["mlp_input"], linears))
         if "mlp_input" in norms:
             folds.append(Fold(norms["mlp_input"], mlp))
         up_rows = slice(self.intermediate_size, 2 * self.intermediate_size)

@@ -16,6 +16,7 @@ READABLE = ("float32", "float16", "bfloat16")
 # Buffers that some checkpoints carry and that follow from the config.
 _HARMLESS = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias|attn\.bias|rope_freqs(\.weight)?)$")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
+_EXPERT = re.compile(r"(.+\.experts\.)(\d{1,9})\.")
 
 
 class Tensor(Protocol):
@@ -58,14 +59,19 @@ def check_tensors(plan: DecoderPlan, checkpoint: HasTensors, packed: Collection[
     }
     problems: list[Problem] = []
     known_layers = _check_layer_count(plan, tensors, problems)
+    miscounted = _check_experts(plan, tensors, known_layers, problems)
     for name, shape in expected.items():
+        if name.startswith(miscounted):
+            continue
         if name in tensors:
             _check_one(plan, name, tensors[name], shape, problems)
         elif _layer_of(name) in known_layers:
             problems.append(_missing(plan, name))
     _check_tied_head(plan, tensors, problems)
     for name in tensors:
-        if not (name in expected or _layer_of(name) not in known_layers):
+        if not (name in expected or _layer_of(name) not in known_layers) and not name.startswith(
+            miscounted
+        ):
             _check_extra(plan, name, packed, problems)
     raise_problems(problems)
 
@@ -94,6 +100,42 @@ def _check_layer_count(
             )
         )  # fmt: skip
     return {None} | (found & described)
+
+
+def _check_experts(
+    plan: DecoderPlan,
+    tensors: Mapping[str, Tensor],
+    known_layers: Collection[int | None],
+    problems: list[Problem],
+) -> tuple[str, ...]:
+    """Blocks without the experts that the config describes; what their experts' names begin with."""
+    numbers: dict[str, set[int]] = {}
+    for name in tensors:
+        found = _EXPERT.match(name)
+        if found:
+            numbers.setdefault(found.group(1), set()).add(int(found.group(2)))
+    miscounted = []
+    for block in plan.blocks:
+        if block.experts is None or block.index not in known_layers:
+            continue
+        prefix, described = f"{block.experts.part}.experts.", range(block.experts.n_experts)
+        present = numbers.get(prefix, set())
+        if present == set(described):
+            continue
+        missing = [e for e in described if e not in present]
+        extra = [e for e in sorted(present) if e not in described]
+        text = f"config.json says {len(described)} experts, and {prefix}* holds {len(present)}"
+        text += f": {_listed(missing)} missing" if missing else f": {_listed(extra)} too many"
+        code = "TENSOR_MISSING" if missing else "TENSOR_EXTRA"
+        problems.append(Problem(code, f"{text}.", "config.json: num_experts", "Use the config.json and the"
+            " weights of the same model."))  # fmt: skip
+        miscounted.append(prefix)
+    return tuple(miscounted)
+
+
+def _listed(experts: list[int], most: int = 8) -> str:
+    shown = ", ".join(map(str, experts[:most]))
+    return shown if len(experts) <= most else f"{shown} and {len(experts) - most} more"
 
 
 def _check_one(

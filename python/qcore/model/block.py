@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias, overload
 
 import numpy as np
@@ -16,6 +16,8 @@ from qcore.spec import Array, Float32Array, QuantizedLinear
 Weight: TypeAlias = Array | QuantizedLinear
 Activations: TypeAlias = Literal["float32", "bfloat16", "int8"]
 TapFunction: TypeAlias = Callable[[Array], None]
+# Of a block with experts: number of the expert, "input" or "hidden", its rows, their tokens.
+ExpertTap: TypeAlias = Callable[[int, Literal["input", "hidden"], Array, Array], None]
 
 
 class Block:
@@ -25,7 +27,7 @@ class Block:
         plan: shapes and names.
         weights: layer name -> dense weight (float32, float16, bfloat16; not copied) or quantized
             layer (packed for the kernels).
-        vectors: full tensor name -> norm weight or bias, as stored.
+        vectors: full tensor name -> norm weight, bias or router, as stored.
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class Block:
         stop_after_taps: Literal[False] = ...,
         out: Float32Array | None = ...,
         cache: _core.KvCache | None = ...,
+        expert_tap: tuple[Sequence[int], ExpertTap] | None = ...,
+        every_token: bool = ...,
     ) -> Float32Array: ...
     @overload
     def forward(
@@ -95,6 +99,8 @@ class Block:
         stop_after_taps: bool,
         out: Float32Array | None = ...,
         cache: _core.KvCache | None = ...,
+        expert_tap: tuple[Sequence[int], ExpertTap] | None = ...,
+        every_token: bool = ...,
     ) -> Float32Array | None: ...
     def forward(
         self,
@@ -106,6 +112,8 @@ class Block:
         stop_after_taps: bool = False,
         out: Float32Array | None = None,
         cache: _core.KvCache | None = None,
+        expert_tap: tuple[Sequence[int], ExpertTap] | None = None,
+        every_token: bool = False,
     ) -> Float32Array | None:
         """Runs the block over many sequences at once.
 
@@ -121,6 +129,12 @@ class Block:
             stop_after_taps: compute nothing behind the last tap.
             out: receives the result; may be `hidden`.
             cache: the tokens continue the sequences it holds, and are added to it.
+            expert_tap: experts, ascending, and a function that is handed what each of them is given:
+                its number, "input" (of gate and up) or "hidden" (of down), (n, in_features) as for
+                `taps`, and the (n,) rows of `hidden` that these belong to. Not called for an expert
+                without tokens.
+            every_token: show these experts every token, not only those that the router gives them.
+                Needs `stop_after_taps`.
 
         Returns:
             (n_tokens, hidden_size) float32; None with `stop_after_taps`.
@@ -133,6 +147,8 @@ class Block:
             stop_after_taps=stop_after_taps,
             out=out,
             cache=cache,
+            expert_tap=None if expert_tap is None else (list(expert_tap[0]), expert_tap[1]),
+            every_token=every_token,
         )
 
     def new_cache(self, n_sequences: int = 1) -> _core.KvCache:
@@ -144,6 +160,7 @@ class Block:
         missing = [
             *(linear.name for linear in plan.linears if linear.name not in self._weights),
             *(norm.name for norm in plan.norms.values() if norm.name not in self.vectors),
+            *(name for name in _unquantized(plan) if name not in self.vectors),
         ]
         if missing:
             raise ArgumentError(f"Block {plan.prefix}: {', '.join(missing)} missing.")
@@ -160,9 +177,30 @@ class Block:
             _spec_of(plan),
             linears["attention_input"],
             linears["attention_output"][0],
-            linears["mlp_input"],
-            linears["mlp_hidden"][0],
+            linears.get("mlp_input", []),
+            linears.get("mlp_hidden", [None])[0],
             norms,
+            self._experts(linears),
+        )
+
+    def _experts(self, linears: Mapping[str, list[_core.Linear]]) -> _core.Experts | None:
+        plan = self.plan.experts
+        if plan is None:
+            return None
+
+        def gate(name: str) -> _core.Linear:
+            return _core.Linear(_aligned(self.vectors[name]))
+
+        return _core.Experts(
+            gate(plan.router),
+            [
+                (linears[plan.input_tap(expert)], linears[plan.hidden_tap(expert)][0])
+                for expert in range(plan.n_experts)
+            ],
+            [] if plan.shared_gate is None else [gate(plan.shared_gate)],
+            top_k=plan.top_k,
+            normalize=plan.normalize,
+            intermediate_size=plan.intermediate_size,
         )
 
     def _gain(self, norm: NormPlan) -> Float32Array:
@@ -187,9 +225,15 @@ def _kernel_form(weight: Weight | _core.PackedWeight) -> Array | _core.PackedWei
     """Dense weights as they are (copied only if a file put them at an odd address)."""
     if isinstance(weight, QuantizedLinear):
         return packed_weight(weight)
-    if isinstance(weight, _core.PackedWeight) or weight.flags.aligned:
-        return weight
-    return weight.copy()
+    return weight if isinstance(weight, _core.PackedWeight) else _aligned(weight)
+
+
+def _aligned(array: Array) -> Array:
+    return array if array.flags.aligned else array.copy()
+
+
+def _unquantized(plan: BlockPlan) -> Iterable[str]:
+    return () if plan.experts is None else plan.experts.unquantized(plan.hidden_size)
 
 
 def _spec_of(plan: BlockPlan) -> _core.BlockSpec:

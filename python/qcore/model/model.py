@@ -15,6 +15,7 @@ from qcore import _core
 from qcore.cards import Card, Table, format_number, html_card
 from qcore.checkpoint import Checkpoint, TensorRef, open_checkpoint
 from qcore.checkpoint.architectures import DecoderPlan, LinearPlan, check_tensors, plan_of
+from qcore.checkpoint.experts import unstacked
 from qcore.errors import ArgumentError, escaped
 from qcore.formats import QuantizedReader, detect, read_record, require_verified
 from qcore.model.block import Block, gain_of
@@ -43,6 +44,7 @@ def open_model(path: str | os.PathLike[str]) -> Model:
     checkpoint = open_checkpoint(path)
     reader = detect(checkpoint.quantization_config)
     plan = plan_of(checkpoint.config, checkpoint.tensors)
+    checkpoint.tensors = unstacked(checkpoint.tensors, plan)
     if reader is not None:
         return Artifact(checkpoint, plan, reader)
     return Model(checkpoint, plan)
@@ -115,6 +117,8 @@ class Model:
         plan = self.plan.blocks[index]
         vectors = [norm.name for norm in plan.norms.values()]
         vectors += [f"{linear.name}.bias" for linear in plan.linears if linear.bias]
+        if plan.experts is not None:
+            vectors += plan.experts.unquantized(plan.hidden_size)
         return Block(
             plan,
             {linear.name: self._weight(linear) for linear in plan.linears},

@@ -13,7 +13,6 @@ import pytest
 
 from qcore.checkpoint.architectures import (
     ARCHITECTURES,
-    COMES_LATER,
     LinearPlan,
     NormPlan,
     check_tensors,
@@ -78,11 +77,6 @@ def test_unknown_architecture_is_refused_with_close_matches_and_the_list():
 @pytest.mark.parametrize("model_type", [None, 3, "", "gpt2"])
 def test_strange_architectures_are_refused(model_type):
     refusal("ARCH_UNSUPPORTED", *ARCHITECTURES, model_type=model_type)
-
-
-@pytest.mark.parametrize("model_type", COMES_LATER)
-def test_mixtures_of_experts_come_later(model_type):
-    refusal("ARCH_UNSUPPORTED", "Mixtures of experts come later", model_type=model_type)
 
 
 def test_unknown_architecture_with_its_own_code_is_unsafe():
