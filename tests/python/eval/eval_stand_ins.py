@@ -49,8 +49,9 @@ class NumpyModel:
         self.seen["tokens"] = max(self.seen["tokens"], len(tokens))
         return self.embedding[tokens]
 
-    def logits(self, hidden):
+    def logits(self, hidden, *, activations):
         assert hidden.flags.c_contiguous
+        self.seen[f"head activations {activations}"] += 1
         self.seen["logits rows"] = max(self.seen["logits rows"], hidden.shape[0])
         with np.errstate(all="ignore"):
             return hidden @ self.head.T

@@ -167,6 +167,8 @@ def test_activations_are_for_the_artifact_and_the_base_stays_in_float32():
     judged(model, base, activations="int8")
     assert model.seen["activations int8"] == BLOCKS
     assert base.seen["activations float32"] == BLOCKS
+    assert model.seen["head activations int8"] == 1
+    assert base.seen["head activations float32"] == 1
 
 
 def test_the_choice_of_conversations_is_seeded():
@@ -211,6 +213,29 @@ def test_values_that_are_not_finite_are_named_with_block_and_token(value):
     with pytest.raises(QcoreError, match="logits of the base") as caught:
         judged(NumpyModel(), model, data)
     assert caught.value.code == "EVAL_NAN"
+
+
+def test_tokens_without_probability_are_no_damage_but_a_row_of_them_is(monkeypatch):
+    data = [np.full(20, 5), np.full(30, 6)]
+    model, base = NumpyModel(), NumpyModel()
+    for one in (model, base):
+        monkeypatch.setattr(one, "logits", masked(one.logits, slice(9, None), 0))
+    assert judged(model, base, data).kld.mean == 0
+    monkeypatch.setattr(model, "logits", masked(model.logits, slice(None), 25))
+    with pytest.raises(QcoreError, match="logits of the model, row 1, token 6") as caught:
+        judged(model, base, data)
+    assert caught.value.code == "EVAL_NAN"
+
+
+def masked(logits, tokens, first_row):
+    """`logits` with -inf for some tokens, from a row on."""
+
+    def run(hidden, *, activations):
+        values = logits(hidden, activations=activations)
+        values[first_row:, tokens] = -np.inf
+        return values
+
+    return run
 
 
 def test_a_value_that_is_not_finite_names_its_conversation_and_position():
