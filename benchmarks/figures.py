@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 
 WIDTH = 860
 BAR, GAP, LABEL = 16, 6, 460
+LINE = 11  # height of a point's label
 STYLE = (
     "<style>text{font:12px system-ui,sans-serif;fill:#24292f}.m{fill:#57606a}"
     ".a{stroke:#8c959f;fill:none}.goal{stroke:#24292f;stroke-dasharray:4 3}"
     ".met{fill:#2f7fc1}.missed{fill:#c9510c}.c0{stroke:#2f7fc1;fill:#2f7fc1}"
     ".c1{stroke:#c9510c;fill:#c9510c}.c2{stroke:#3d8b4f;fill:#3d8b4f}"
     ".c3{stroke:#8250df;fill:#8250df}.c4{stroke:#b8860b;fill:#b8860b}.c5{stroke:#6e7781;fill:#6e7781}"
-    "text.c0,text.c1,text.c2,text.c3,text.c4,text.c5{stroke:none}polyline{fill:none!important}"
+    ".s{font-size:10px}text.c0,text.c1,text.c2,text.c3,text.c4,text.c5{stroke:none}polyline{fill:none!important}"
     "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.m{fill:#9da7b1}.goal{stroke:#e6edf3}}"
     "</style>"
 )
@@ -96,6 +97,74 @@ def lines(
         f'<text class="m" x="{left}" y="36">{_text(y_label, 60)}</text>'
     )
     return _svg(title, 344, marks)
+
+
+def points(
+    title: str,
+    series: Mapping[str, Sequence[tuple[float, float, str]]],
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Named points over a plain and a logarithmic axis, a colour for each series.
+
+    Args:
+        title: above the figure.
+        series: name -> x, y and label of each point.
+        x_label, y_label: of the axes.
+    """
+    left, right, top, bottom = 60, WIDTH - 160, 46, 520
+    every = [point for found in series.values() for point in found]
+    xs, ys = [x for x, _, _ in every], [y for _, y, _ in every]
+    low_x, high_x = min(xs) - 0.05, max(xs) + 0.05
+    low_y, high_y = math.log(min(ys) / 1.15), math.log(max(ys) * 1.15)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across, up = (x - low_x) / (high_x - low_x), (math.log(y) - low_y) / (high_y - low_y)
+        return left + across * (right - left), bottom - up * (bottom - top)
+
+    marks = [f'<path class="a" d="M{left} {top}V{bottom}H{right}"/>']
+    for quarter in range(math.ceil(low_x * 4), math.floor(high_x * 4) + 1):
+        at, _ = place(quarter / 4, min(ys))
+        marks.append(
+            f'<text class="m" x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">{quarter / 4:g}</text>'
+        )
+    for y in _ticks(min(ys), max(ys)):
+        _, at = place(xs[0], y)
+        marks.append(f'<text class="m" x="54" y="{at + 4:.1f}" text-anchor="end">{y:g}</text>')
+        marks.append(f'<path class="a" opacity=".3" d="M{left} {at:.1f}H{right}"/>')
+    taken: list[tuple[float, float, float]] = []
+    for index, found in enumerate(series.values()):
+        colour = f"c{index % COLOURS}"
+        for x, y, label in sorted(found, key=lambda point: -point[1]):
+            a, b = place(x, y)
+            down = _free(taken, a + 7, b, 5.6 * len(label))
+            marks.append(f'<circle class="{colour}" cx="{a:.1f}" cy="{b:.1f}" r="4"/>')
+            if abs(down - b) > 6:
+                marks.append(f'<path class="a" d="M{a:.1f} {b:.1f}L{a + 6:.1f} {down:.1f}"/>')
+            marks.append(
+                f'<text class="{colour} s" x="{a + 7:.1f}" y="{down + 4:.1f}">{_text(label, 40)}</text>'
+            )
+    for index, name in enumerate(series):
+        y = top + 16 * index
+        marks.append(
+            f'<circle class="c{index % COLOURS}" cx="{right + 40}" cy="{y - 4}" r="4"/>'
+            f'<text x="{right + 50}" y="{y}">{_text(name, 20)}</text>'
+        )
+    marks.append(
+        f'<text class="m" x="{(left + right) / 2}" y="{bottom + 38}" text-anchor="middle">'
+        f'{_text(x_label, 100)}</text><text class="m" x="{left}" y="36">{_text(y_label, 100)}</text>'
+    )
+    return _svg(title, bottom + 46, marks)
+
+
+def _free(taken: list[tuple[float, float, float]], x: float, y: float, width: float) -> float:
+    """The height nearest to y where a label of this width overlaps none; it is taken then."""
+    for step in range(40):
+        at = y + LINE * ((step + 1) // 2) * (1 if step % 2 else -1)
+        if all(x > b or x + width < a or abs(at - c) >= LINE for a, b, c in taken):
+            break
+    taken.append((x, x + width, at))
+    return at
 
 
 def _ticks(low: float, high: float) -> list[float]:

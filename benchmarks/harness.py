@@ -85,6 +85,7 @@ class Session:
             _core.set_threads(options.threads)
         self.rows: list[Row] = []
         self.timings: list[dict[str, Any]] = []
+        self.details: dict[str, Any] = {}  # what a program keeps in the JSON beside these
         self.dropped = self.disturbed = self.stopped = 0
         self.began = datetime.datetime.now().astimezone()
         self.rng = np.random.default_rng(0)
@@ -280,6 +281,7 @@ class Session:
             "quick": self.quick,
             "rows": [asdict(row) for row in self.rows],
             "timings": self.timings,
+            "details": self.details,
         }
 
 

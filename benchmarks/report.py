@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks import figures
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+MOST_BITS_SHOWN = 6.0  # figures of contests end there; their tables do not
 FEW_TOKENS = re.compile(r"(.*), (pp|tg)(\d+)$")
 
 
@@ -75,12 +76,66 @@ def section(name: str, runs: list[dict[str, Any]], folder: Path) -> str:
         title, series = curves
         svg = figures.lines(title, series, "tokens in one pass", "tokens a second")
         parts.append(picture(folder, stem, svg, title))
+    for model, rows_of_model in contests(runs).items():
+        parts += contest(folder, model, rows_of_model)
     if told:
         parts.append("Without a goal:\n\n" + table(told, goal=False))
     timings = [timing for run in runs for timing in run["timings"] if "spread" in timing]
     if timings:
         parts.append(details(timings))
     return "\n\n".join(parts)
+
+
+def contests(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Model -> what is told of each contender, of runs that hold contests; the later one counts."""
+    found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for run in runs:
+        for model, contenders in run.get("details", {}).items():
+            found[model].update({c["name"]: shown_contender(c) for c in contenders})
+    return {model: list(rows.values()) for model, rows in found.items()}
+
+
+def shown_contender(kept: dict[str, Any]) -> dict[str, Any]:
+    from benchmarks.fidelity.contest import Contender
+
+    found = Contender.from_dict(kept)
+    return {
+        "name": found.name,
+        "who": f"qcore {found.recipe}" if found.recipe else found.name.split(",")[0].split()[0],
+        "bits": found.bits,
+        "MB": found.nbytes / 1e6,
+        "CPU s": found.cpu_seconds,
+        "version": f"{found.version}{f', {found.date}' if found.date else ''}",
+        "scores": {kind: (score, found.ratio(kind)) for kind, score in found.scores.items()},
+    }
+
+
+def contest(folder: Path, model: str, contenders: list[dict[str, Any]]) -> list[str]:
+    """A figure for each kind of text, and the table of everybody."""
+    contenders = sorted(contenders, key=lambda c: c["bits"])
+    kinds = list(contenders[0]["scores"])
+    parts = [f"### {model}"]
+    for kind in kinds:
+        series: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
+        for c in contenders:
+            if c["bits"] <= MOST_BITS_SHOWN:
+                label = c["name"].removeprefix("qcore ").removeprefix("llama.cpp ")
+                series[c["who"]].append((c["bits"], c["scores"][kind][1][0], label))
+        title = f"{model}, {kind}: KL to the original against size"
+        x, y = "stored bits per weight of the linear layers", "mean KL / that of plain rounding"
+        stem = re.sub(r"[^a-z0-9]+", "-", f"{model}-{kind}".lower())
+        parts.append(picture(folder, stem, figures.points(title, series, x, y), title))
+    heads = ["who", "bits", "MB", "CPU s"]
+    for kind in kinds:
+        heads += [f"KL {kind}", "/ rounding", "p99", "same top"]
+    lines = [f"| {' | '.join([*heads, 'version'])} |", "|" + "---|" * (len(heads) + 1)]
+    for c in contenders:
+        cells = [c["name"], f"{c['bits']:.3f}", f"{c['MB']:.2f}", f"{c['CPU s']:.0f}"]
+        for score, (ratio, error) in c["scores"].values():
+            cells += [f"{score.kl:.4f} ± {score.se:.4f}", f"{ratio:.3f} ± {error:.3f}"]
+            cells += [f"{score.p99:.3g}", f"{score.same_top:.1%}"]
+        lines.append("| " + " | ".join([*cells, c["version"]]) + " |")
+    return [*parts, "\n".join(lines)]
 
 
 def source(run: dict[str, Any]) -> str:

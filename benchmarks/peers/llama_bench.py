@@ -13,7 +13,7 @@ import json
 import shutil
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,8 +95,16 @@ def llama_bench(name: str, threads: int) -> LlamaBench:
     return LlamaBench(name, program, threads)
 
 
-def write_gguf(path: Path, shape: Shape) -> Path:
-    """The random checkpoint of `shape` in bfloat16; a file that is there already is kept."""
+def write_gguf(
+    path: Path, shape: Shape, tensors: Iterable[tuple[str, np.ndarray]] | None = None
+) -> Path:
+    """A checkpoint of `shape` in bfloat16; a file that is there already is kept.
+
+    Args:
+        path: of the file.
+        shape: of the model.
+        tensors: by their Hugging Face names; random ones when None.
+    """
     if path.exists():
         return path
     import gguf
@@ -123,11 +131,14 @@ def write_gguf(path: Path, shape: Shape) -> Path:
     writer.add_token_types(types)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    for name, tensor in tensors_of(shape):
+    heads = {"q_proj.weight": shape.n_heads, "k_proj.weight": shape.n_kv_heads}
+    for name, tensor in tensors_of(shape) if tensors is None else tensors:
         if tensor.ndim == 1:
             writer.add_tensor(gguf_name(name), tensor.astype(np.float32))
         else:
-            # Speed does not depend on the order of rows that llama.cpp's rotary expects of q and k.
+            count = heads.get(name.rpartition("self_attn.")[2])
+            if count:
+                tensor = interleaved_pairs(tensor, count)
             words = tensor.view(np.uint16).view(np.uint8)
             kind = gguf.GGMLQuantizationType.BF16
             writer.add_tensor(gguf_name(name), words, raw_dtype=kind)
@@ -137,6 +148,13 @@ def write_gguf(path: Path, shape: Shape) -> Path:
     writer.close()
     staged.rename(path)
     return path
+
+
+def interleaved_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows t and head_dim/2 + t of each head side by side, as llama.cpp's rotary expects them of q and k."""
+    rows, columns = weight.shape
+    halves = weight.reshape(heads, 2, rows // heads // 2, columns)
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows, columns)
 
 
 def dummy_vocabulary(size: int) -> tuple[list[str], list[int]]:

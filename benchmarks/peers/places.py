@@ -84,6 +84,19 @@ RIVALS = {
             ),
             {"BUILD_CUDA_EXT": "0", "GPTQMODEL_BUILD_CUDA_EXT": "0"},
         ),
+        Rival(
+            "AutoRound",
+            "BENCH_AUTOROUND",
+            "auto-round",
+            ((TORCH, *TORCH_INDEX), ("auto-round", *TORCH_INDEX)),
+        ),
+        Rival(
+            "bitsandbytes",
+            "BENCH_BITSANDBYTES",
+            "bitsandbytes",
+            ((TORCH, *TORCH_INDEX), ("bitsandbytes", "safetensors", *TORCH_INDEX)),
+        ),
+        Rival("HQQ", "BENCH_HQQ", "hqq", ((TORCH, *TORCH_INDEX), ("hqq", *TORCH_INDEX))),
     )
 }
 

@@ -169,24 +169,21 @@ def factor_hessian(
     order: str = "group",
 ) -> Factor: ...
 def gptq(
-    weights: Sequence[Float32],
-    factors: Sequence[Factor],
+    weight: Float32,
+    factor: Factor,
     bits: int,
     group_size: int,
     symmetric: bool,
     signed_scales: bool = True,
     scale_dtype: str = "float16",
     scale_search: str = "conditional",
-) -> list[tuple[Codes, float | None]]: ...
+) -> Codes: ...
 def corrected_weight(
     weight: Float32, factor: Factor, cross_moment: Float64, strength: float
 ) -> Float32: ...
-
-class QuadraticForm:
-    def __init__(self, hessian: Float64) -> None: ...
-    def signal(self, weight: Float32) -> float: ...
-    def error(self, weight: Float32, codes: UInt8, scales: Float32, zeros: UInt8) -> float: ...
-
+def layer_loss(
+    weight: Float32, codes: UInt8, scales: Float32, zeros: UInt8, hessian: Float64
+) -> tuple[float, float]: ...
 def search_awq_scales(
     weights: Sequence[Float32],
     hessian: Float64,

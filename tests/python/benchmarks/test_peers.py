@@ -206,6 +206,17 @@ def test_the_gguf_file_holds_the_checkpoint(tmp_path: Path) -> None:
     assert llama_bench.write_gguf(path, SHAPE) == path
 
 
+def test_the_gguf_file_of_a_checkpoint_opens_as_that_checkpoint(tmp_path: Path) -> None:
+    tensors = dict(tensors_of(SHAPE, seed=1))
+    path = llama_bench.write_gguf(tmp_path / "m-bf16.gguf", SHAPE, tensors.items())
+    found = qcore.open(path).tensors
+    assert set(found) == set(tensors)
+    for name, values in tensors.items():
+        assert np.array_equal(
+            np.asarray(found[name].array(), np.float32), values.astype(np.float32)
+        )
+
+
 def test_the_random_checkpoint_opens_and_runs(tmp_path: Path) -> None:
     model = qcore.open(write_checkpoint(tmp_path / "model", SHAPE))
     assert len(model.plan.blocks) == SHAPE.n_layers

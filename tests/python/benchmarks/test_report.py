@@ -107,3 +107,32 @@ def test_growth_is_fitted() -> None:
     assert exponent_of(line, 2.0) == pytest.approx(1.0)
     square = {size: 3.0 * size**2 for size in (1, 2, 4, 8)}
     assert exponent_of(square, 0.0) == pytest.approx(2.0)
+
+
+def test_a_contest_becomes_a_figure_a_kind_and_a_table(tmp_path: Path) -> None:
+    score = {"kl_sums": [2.0, 4.0], "counts": [10, 10], "p99": 0.25, "same_top": 0.875}
+    contender = {
+        "recipe": "", "grid": "", "bits": 4.5, "nbytes": 2_000_000, "seconds": 9.0,
+        "cpu_seconds": 7.0, "scores": {"chat": score}, "yardstick": {"chat": score},
+        "version": "1.2", "date": "2026-11-20",
+    }  # fmt: skip
+    names = ("qcore default, 4 bits", "HQQ, 4 bits g64", "HQQ, 8 bits")
+    details = [contender | {"name": name, "bits": 4.5 + 4 * ("8" in name)} for name in names]
+    details[0] |= {"recipe": "default", "date": ""}
+    path = tmp_path / "fidelity.md"
+    path.write_text("<!-- begin fidelity --><!-- end fidelity -->")
+    text = written(path, run(benchmark="fidelity", details={"m": details}))
+    assert "| HQQ, 4 bits g64 | 4.500 | 2.00 | 7 | 0.3000 ± 0.1000 | 1.000 ± 0.000 | 0.25" in text
+    assert "87.5% | 1.2, 2026-11-20 |" in text
+    svg = (tmp_path / "fidelity" / "m-chat.svg").read_text()
+    shown = [element.text for element in ET.fromstring(svg).iter() if element.text]
+    assert "HQQ, 4 bits g64" in shown
+    assert "default, 4 bits" in shown
+    assert "HQQ, 8 bits" not in shown  # beyond the figure's end
+
+
+def test_labels_of_points_do_not_overlap() -> None:
+    taken: list[tuple[float, float, float]] = []
+    heights = [figures._free(taken, 10.0, 50.0, 80.0) for _ in range(6)]
+    assert heights[0] == 50.0
+    assert min(abs(a - b) for i, a in enumerate(heights) for b in heights[:i]) >= figures.LINE
