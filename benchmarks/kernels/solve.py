@@ -47,13 +47,14 @@ def bench(session: Session) -> None:
     weight = session.rng.standard_normal((N, K), dtype=np.float32)
     cholesky(session, hessian)
     factor = _core.factor_hessian(hessian, GROUP)
-    codes = _core.gptq(weight, factor, **GRID)
-    loss = _core.layer_loss(weight, *codes, hessian)[0]
-    plain = _core.layer_loss(weight, *_core.rtn(weight, **GRID), hessian)[0]
+    ((codes, _),) = _core.gptq([weight], [factor], **GRID)
+    form = _core.QuadraticForm(hessian)
+    loss = form.error(weight, *codes)
+    plain = form.error(weight, *_core.rtn(weight, **GRID))
     if not loss < plain:
         raise AssertionError(f"gptq: loss {loss:.4g}, plain rounding {plain:.4g}")
     print(f"loss of gptq {loss / plain:.3f} of plain rounding's")
-    loop = Contender("GPTQ loop", lambda: _core.gptq(weight, factor, **GRID), float(N) * K * K)
+    loop = Contender("GPTQ loop", lambda: _core.gptq([weight], [factor], **GRID), float(N) * K * K)
     factoring = Contender("factor", lambda: _core.factor_hessian(hessian, GROUP), float(K) ** 3 / 3)
     rivals = []
     try:
@@ -87,7 +88,7 @@ def channel_search(
     """AWQ's exponents and clips beside a whole GPTQ solve, both given the Hessian."""
 
     def solve() -> None:
-        _core.gptq(weight, _core.factor_hessian(hessian, GROUP), **GRID)
+        _core.gptq([weight], [_core.factor_hessian(hessian, GROUP)], **GRID)
 
     def search() -> None:
         _core.search_awq_scales([weight], hessian, seen.abs_mean, None, **GRID)
@@ -155,7 +156,7 @@ def textbook(
     damped = hessian + 0.03 * np.mean(np.diag(hessian)) * np.eye(K)
     inverse = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
     run = numpy_loop(weight, np.ascontiguousarray(inverse))
-    theirs = _core.layer_loss(weight, *run(), hessian)[0]
+    theirs = _core.QuadraticForm(hessian).error(weight, *run())
     if not loss <= 1.02 * theirs:
         raise AssertionError(f"gptq: loss {loss:.4g}, the textbook's {theirs:.4g}")
     print(f"loss of gptq {loss / theirs:.3f} of the textbook loop's")

@@ -145,7 +145,7 @@ def cubic_share(session: Session) -> None:
     factor = _core.factor_hessian(hessian, GROUP)
     gram_rate = 2048 * K**2 / best_of(lambda: _core.gram(x))
     matmul_rate = 2 * 2048 * K**2 / best_of(lambda: _core.dense_matmul(x, narrow))
-    loop_rate = K**3 / best_of(lambda: _core.gptq(weight, factor, 4, GROUP, False))
+    loop_rate = K**3 / best_of(lambda: _core.gptq([weight], [factor], 4, GROUP, False))
     cubic = np.array(list(factor_s), float)
     design = np.stack([cubic**2, cubic**3], axis=1)
     seconds = np.array(list(factor_s.values()))

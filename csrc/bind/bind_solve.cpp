@@ -122,20 +122,34 @@ py::array_t<float> factor_r(const solve::Factor& self) {
   return r;
 }
 
-py::tuple gptq(const py::array& weight, const FactorPointer& factor, int bits, int64_t group_size,
-               bool symmetric, bool signed_scales, const std::string& scale_dtype,
-               const std::string& scale_search) {
+py::list gptq(const std::vector<py::array>& weights, const std::vector<FactorPointer>& factors,
+              int bits, int64_t group_size, bool symmetric, bool signed_scales,
+              const std::string& scale_dtype, const std::string& scale_search) {
   const QuantSpec spec = make_spec(bits, group_size, symmetric, signed_scales, scale_dtype);
-  const float* w = as_contiguous<float>(weight, "weight", -1, factor->in_features);
+  if (weights.size() != factors.size()) {
+    throw ArgumentError(message("gptq: ", weights.size(), " weights and ", factors.size(),
+                                " factors. Pass one factor a weight."));
+  }
+  std::vector<solve::GptqLayer> layers;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (!factors[i]) throw DtypeError("gptq: a factor is None. Pass what factor_hessian returned.");
+    const float* w = as_contiguous<float>(weights[i], "weight", -1, factors[i]->in_features);
+    layers.push_back({w, weights[i].shape(0), factors[i].get()});
+  }
   solve::GptqOptions options;
   options.scales = parse_scales(scale_search);
-  const int64_t n = weight.shape(0);
-  solve::QuantizedWeight result;
+  std::vector<solve::GptqResult> results;
   {
     const py::gil_scoped_release nogil;
-    result = solve::gptq(w, n, *factor, spec, options);
+    results = solve::gptq(layers, spec, options);
   }
-  return as_tuple(std::move(result), n, factor->in_features, group_size);
+  py::list out;
+  for (size_t i = 0; i < results.size(); ++i) {
+    out.append(py::make_tuple(as_tuple(std::move(results[i].weight), layers[i].out_features,
+                                       layers[i].factor->in_features, group_size),
+                              results[i].loss));
+  }
+  return out;
 }
 
 py::array_t<float> corrected_weight(const py::array& weight, const FactorPointer& factor,
@@ -152,20 +166,26 @@ py::array_t<float> corrected_weight(const py::array& weight, const FactorPointer
   return array_of(std::move(result), {n, k});
 }
 
-py::tuple layer_loss(const py::array& weight, const py::array& codes, const py::array& scales,
-                     const py::array& zeros, const py::array& hessian) {
+solve::QuadraticForm quadratic_form(const py::array& hessian) {
+  const double* h = as_contiguous<double>(hessian, "hessian", -1, -1);
+  require_shape(hessian, "hessian", hessian.shape(0), hessian.shape(0));
+  const py::gil_scoped_release nogil;
+  return {h, hessian.shape(0)};
+}
+
+double form_signal(const solve::QuadraticForm& self, const py::array& weight) {
+  const float* w = as_contiguous<float>(weight, "weight", -1, self.in_features());
+  const py::gil_scoped_release nogil;
+  return self.signal(w, weight.shape(0));
+}
+
+double form_error(const solve::QuadraticForm& self, const py::array& weight, const py::array& codes,
+                  const py::array& scales, const py::array& zeros) {
   const CodesView view = as_codes(codes, scales, zeros);
-  const float* w = as_contiguous<float>(weight, "weight", view.out_features, view.in_features);
-  const double* h = as_contiguous<double>(hessian, "hessian", view.in_features, view.in_features);
-  solve::LayerLoss loss;
-  {
-    const py::gil_scoped_release nogil;
-    std::vector<float> rounded(static_cast<size_t>(view.out_features * view.in_features));
-    dequantize(view.codes, view.scales, view.zeros, view.out_features, view.in_features,
-               view.groups, rounded.data());
-    loss = solve::layer_loss(w, rounded.data(), h, view.out_features, view.in_features);
-  }
-  return py::make_tuple(loss.error, loss.signal);
+  const float* w = as_contiguous<float>(weight, "weight", view.out_features, self.in_features());
+  require_shape(codes, "codes", view.out_features, self.in_features());
+  const py::gil_scoped_release nogil;
+  return self.error(w, view.codes, view.scales, view.zeros, view.out_features, view.groups);
 }
 
 py::dict search_awq_scales(const std::vector<py::array>& weights, const py::array& hessian,
@@ -216,6 +236,11 @@ void bind_solve(py::module_& module) {
   module.def("factor_hessian", &factor_hessian, py::arg("hessian"), py::arg("group_size"),
              py::arg("damp_ratio") = 0.03, py::arg("order") = "group",
              "H + λI = R · Rᵀ in visiting order, climbing the ladder of damping.");
+  py::class_<solve::QuadraticForm>(module, "QuadraticForm", "The undamped Hessian, for losses.")
+      .def(py::init(&quadratic_form), py::arg("hessian"))
+      .def("signal", &form_signal, py::arg("weight"), "tr W H Wᵀ.")
+      .def("error", &form_error, py::arg("weight"), py::arg("codes"), py::arg("scales"),
+           py::arg("zeros"), "tr ΔW H ΔWᵀ.");
   const py::arg bits("bits");
   const py::arg group_size("group_size");
   const py::arg symmetric("symmetric");
@@ -228,16 +253,14 @@ void bind_solve(py::module_& module) {
              "Rounding with scales searched under a weight per column.");
   module.def("rtn_clipped", &rtn_clipped, py::arg("weight"), py::arg("hessian"), bits, group_size,
              symmetric, signed_scales, scale_dtype, "Rounding with AWQ's clip search.");
-  module.def("gptq", &gptq, py::arg("weight"), py::arg("factor"), bits, group_size, symmetric,
+  module.def("gptq", &gptq, py::arg("weights"), py::arg("factors"), bits, group_size, symmetric,
              signed_scales, scale_dtype, py::arg("scale_search") = "conditional",
-             "GPTQ: (codes, scales, zeros).");
+             "GPTQ of several weights: of each ((codes, scales, zeros), tr ΔW H ΔWᵀ or None).");
   module.def("corrected_weight", &corrected_weight, py::arg("weight"), py::arg("factor"),
              py::arg("cross_moment"), py::arg("strength"), "W + a · W · D · (H + λI)⁻¹.");
   module.def("search_awq_scales", &search_awq_scales, py::arg("weights"), py::arg("hessian"),
              py::arg("abs_mean"), py::arg("tie"), bits, group_size, symmetric, signed_scales,
              scale_dtype, "AWQ's channel scales: a dict with ratio, loss, identity_loss.");
-  module.def("layer_loss", &layer_loss, py::arg("weight"), py::arg("codes"), py::arg("scales"),
-             py::arg("zeros"), py::arg("hessian"), "(tr ΔW H ΔWᵀ, tr W H Wᵀ), undamped.");
 }
 
 }  // namespace qcore::bind

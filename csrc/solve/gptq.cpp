@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "base/error.h"
 #include "base/float_environment.h"
@@ -21,6 +22,8 @@ constexpr double kSmallestRatio = 1e-7;
 // What a float32 pivot must keep of the diagonal element it was reduced from: rounding leaves an
 // error of about √K · 2^-24 of that element in it.
 constexpr double kSmallestShare = 0x1p-12;
+// What the damping must leave of ‖E R‖², so that the rounding of float32 leaves digits in the rest.
+constexpr double kSmallestLeft = 0x1p-8;
 using kernels::kPanelColumns;
 using kernels::kStripRows;
 
@@ -128,6 +131,8 @@ void store_factor(const Problem& problem, const StripMatrix<T>& u, Factor& facto
   const kernels::PanelLayout layout{g};
   factor.r = kernels::AlignedBuffer(layout.panel(n / g, 0) * static_cast<int64_t>(sizeof(float)));
   factor.column_weights.resize(static_cast<size_t>(n));
+  factor.damping.resize(static_cast<size_t>(n));
+  const double damp = factor.damp_tried.back() * problem.mean;
   parallel_for(n / g * layout.panels(), [&](int64_t item) {
     const DefaultFloatEnvironment environment;
     const int64_t group = item / layout.panels();
@@ -148,6 +153,8 @@ void store_factor(const Problem& problem, const StripMatrix<T>& u, Factor& facto
       const auto stored = static_cast<size_t>(factor.permutation[static_cast<size_t>(j)]);
       const bool dead = problem.diagonal[stored] == 0.0;
       factor.column_weights[static_cast<size_t>(j)] = dead ? 0.0f : diagonal * diagonal;
+      factor.damping[static_cast<size_t>(j)] =
+          static_cast<float>(dead ? problem.mean + damp : damp);
     }
   });
 }
@@ -221,35 +228,52 @@ void copy_r(const Factor& factor, float* out) {
   }
 }
 
-QuantizedWeight gptq(const float* weight, int64_t out_features, const Factor& factor,
-                     const QuantSpec& spec, const GptqOptions& options) {
-  if (factor.failed) {
-    throw ArgumentError("gptq: the factor failed. Round the weight (rtn_weighted) instead.");
+std::vector<GptqResult> gptq(const std::vector<GptqLayer>& layers, const QuantSpec& spec,
+                             const GptqOptions& options) {
+  std::vector<const Factor*> factors;  // each once
+  for (const GptqLayer& layer : layers) {
+    const Factor& factor = *layer.factor;
+    if (factor.failed) {
+      throw ArgumentError("gptq: the factor failed. Round the weight (rtn_weighted) instead.");
+    }
+    if (factor.group_size != spec.group_size) {
+      throw ArgumentError(message("gptq: the factor was made for group_size ", factor.group_size,
+                                  ", not ", spec.group_size, "."));
+    }
+    if (std::find(factors.begin(), factors.end(), &factor) == factors.end()) {
+      factors.push_back(&factor);
+    }
   }
-  if (factor.group_size != spec.group_size) {
-    throw ArgumentError(message("gptq: the factor was made for group_size ", factor.group_size,
-                                ", not ", spec.group_size, "."));
+  int64_t widest = 0;
+  for (const Factor* factor : factors) widest = std::max(widest, factor->in_features);
+  const std::vector<float> ones(static_cast<size_t>(widest), 1.0f);
+  std::vector<LoopInput> inputs;
+  for (const Factor* factor : factors) {
+    LoopInput input{factor->in_features, factor->permutation};
+    input.r = factor->r.as<float>();
+    input.damping = factor->damping.data();
+    input.column_weights = options.scales == ScaleRule::kConditional ? factor->column_weights.data()
+                           : options.scales == ScaleRule::kDiagonal  ? factor->diagonal.data()
+                                                                     : ones.data();
+    inputs.push_back(std::move(input));
   }
-  kernels::ColumnLoopArgs loop;
-  loop.r = factor.r.as<float>();
-  const std::vector<float> ones(static_cast<size_t>(factor.in_features), 1.0f);
-  loop.rule = kernels::GridRule::kWeighted;
-  switch (options.scales) {
-    case ScaleRule::kConditional:
-      loop.column_weights = factor.column_weights.data();
-      break;
-    case ScaleRule::kDiagonal:
-      loop.column_weights = factor.diagonal.data();
-      break;
-    case ScaleRule::kMse:
-      loop.column_weights = ones.data();
-      break;
-    case ScaleRule::kMinMax:
-      loop.rule = kernels::GridRule::kMinMax;
-      break;
+  std::vector<LoopLayer> loop;
+  for (const GptqLayer& layer : layers) {
+    const auto at = std::find(factors.begin(), factors.end(), layer.factor) - factors.begin();
+    loop.push_back({layer.weight, layer.out_features, &inputs[static_cast<size_t>(at)]});
   }
-  return run_column_loop(weight, out_features, factor.in_features, factor.permutation, spec, loop,
-                         "gptq");
+  const kernels::GridRule rule = options.scales == ScaleRule::kMinMax
+                                     ? kernels::GridRule::kMinMax
+                                     : kernels::GridRule::kWeighted;
+  std::vector<LoopResult> found = run_column_loop(loop, spec, rule, "gptq");
+  std::vector<GptqResult> results;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    std::optional<double> loss;
+    const double left = found[i].loss - found[i].damped;
+    if (left >= kSmallestLeft * found[i].loss) loss = left / layers[i].factor->hessian_scale;
+    results.push_back({std::move(found[i].weight), loss});
+  }
+  return results;
 }
 
 }  // namespace qcore::solve

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "kernels/blocks.h"
@@ -47,6 +48,7 @@ struct Factor {
   kernels::AlignedBuffer r;           // float32
   std::vector<float> column_weights;  // (K,) R_jj² in visiting order, 0 for dead columns
   std::vector<float> diagonal;        // (K,) H_jj in visiting order, times that power of two
+  std::vector<float> damping;         // (K,) the same of what stands on the diagonal beyond H_jj
   double hessian_scale = 1.0;         // that power of two
   std::vector<double> damp_tried;     // every rung tried; the last one held, unless `failed`
   bool float64 = false;               // the rung that held did so in float64 only
@@ -67,11 +69,28 @@ Factor factor_hessian(const double* hessian, int64_t in_features, int64_t group_
 // R of a factor that has not failed in rows, zeros below the diagonal: out (K, K).
 void copy_r(const Factor& factor, float* out);
 
-// weight (N, K) float32, left unchanged. The codes are the same bytes for any number of threads and
-// on every CPU. Throws NumericalError (value, row,
-// column) when weight is not finite, or when a scale overflows spec.scale_dtype; ArgumentError when
-// the factor failed or was made for another width or group size.
-QuantizedWeight gptq(const float* weight, int64_t out_features, const Factor& factor,
-                     const QuantSpec& spec, const GptqOptions& options);
+// A weight (N, K) float32, left unchanged, and the factor of its input.
+struct GptqLayer {
+  const float* weight = nullptr;
+  int64_t out_features = 0;
+  const Factor* factor = nullptr;
+};
+
+struct GptqResult {
+  QuantizedWeight weight;
+  // tr(ΔW H ΔWᵀ), from the loop's own sums: ‖E R‖² less what the damping adds. R is rounded, so
+  // |error| <= 3 (K + 2) · 2^-24 · Σ_rows (Σ_i |e_i| √(H_ii + λ))². Absent when the damping is more
+  // than 255/256 of ‖E R‖²: then take LayerLoss.
+  std::optional<double> loss;
+};
+
+// Solves several weights in one parallel region, so that small ones fill the threads too. Layers of
+// one Factor object (q, k, v; gate, up) share passes over R; those of other factors (experts) may
+// have another width. The results are the same bytes for any number of threads, on every CPU, and
+// whatever layers are solved together. Throws NumericalError (value, row, column) when a weight is
+// not finite, or when a scale overflows spec.scale_dtype; ArgumentError when a factor failed or was
+// made for another group size.
+std::vector<GptqResult> gptq(const std::vector<GptqLayer>& layers, const QuantSpec& spec,
+                             const GptqOptions& options);
 
 }  // namespace qcore::solve

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/error.h"
 #include "base/float_environment.h"
@@ -34,13 +35,18 @@ double largest_diagonal(const double* values, int64_t n, int64_t step, const cha
   return largest;
 }
 
+QuantizedWeight round_rows(const float* weight, int64_t out_features, const LoopInput& input,
+                           const QuantSpec& spec, kernels::GridRule rule, const char* where) {
+  return std::move(run_column_loop({{weight, out_features, &input}}, spec, rule, where)[0].weight);
+}
+
 }  // namespace
 
 QuantizedWeight rtn(const float* weight, int64_t out_features, int64_t in_features,
                     const QuantSpec& spec) {
-  kernels::ColumnLoopArgs loop;
-  loop.rule = kernels::GridRule::kMinMax;
-  return run_column_loop(weight, out_features, in_features, {}, spec, loop, "rtn");
+  LoopInput input;
+  input.in_features = in_features;
+  return round_rows(weight, out_features, input, spec, kernels::GridRule::kMinMax, "rtn");
 }
 
 QuantizedWeight rtn_weighted(const float* weight, const double* column_weights,
@@ -52,10 +58,11 @@ QuantizedWeight rtn_weighted(const float* weight, const double* column_weights,
   for (int64_t j = 0; j < in_features; ++j) {
     importance[static_cast<size_t>(j)] = static_cast<float>(column_weights[j] / unit);
   }
-  kernels::ColumnLoopArgs loop;
-  loop.column_weights = importance.data();
-  loop.rule = kernels::GridRule::kWeighted;
-  return run_column_loop(weight, out_features, in_features, {}, spec, loop, "rtn_weighted");
+  LoopInput input;
+  input.in_features = in_features;
+  input.column_weights = importance.data();
+  return round_rows(weight, out_features, input, spec, kernels::GridRule::kWeighted,
+                    "rtn_weighted");
 }
 
 QuantizedWeight rtn_clipped(const float* weight, int64_t out_features, int64_t in_features,
@@ -73,10 +80,10 @@ QuantizedWeight rtn_clipped(const float* weight, int64_t out_features, int64_t i
           static_cast<float>(hessian[i * in_features + j] / unit);
     }
   }
-  kernels::ColumnLoopArgs loop;
-  loop.hessian = blocks.data();
-  loop.rule = kernels::GridRule::kClipped;
-  return run_column_loop(weight, out_features, in_features, {}, spec, loop, "rtn_clipped");
+  LoopInput input;
+  input.in_features = in_features;
+  input.hessian = blocks.data();
+  return round_rows(weight, out_features, input, spec, kernels::GridRule::kClipped, "rtn_clipped");
 }
 
 }  // namespace qcore::solve

@@ -169,21 +169,24 @@ def factor_hessian(
     order: str = "group",
 ) -> Factor: ...
 def gptq(
-    weight: Float32,
-    factor: Factor,
+    weights: Sequence[Float32],
+    factors: Sequence[Factor],
     bits: int,
     group_size: int,
     symmetric: bool,
     signed_scales: bool = True,
     scale_dtype: str = "float16",
     scale_search: str = "conditional",
-) -> Codes: ...
+) -> list[tuple[Codes, float | None]]: ...
 def corrected_weight(
     weight: Float32, factor: Factor, cross_moment: Float64, strength: float
 ) -> Float32: ...
-def layer_loss(
-    weight: Float32, codes: UInt8, scales: Float32, zeros: UInt8, hessian: Float64
-) -> tuple[float, float]: ...
+
+class QuadraticForm:
+    def __init__(self, hessian: Float64) -> None: ...
+    def signal(self, weight: Float32) -> float: ...
+    def error(self, weight: Float32, codes: UInt8, scales: Float32, zeros: UInt8) -> float: ...
+
 def search_awq_scales(
     weights: Sequence[Float32],
     hessian: Float64,

@@ -214,9 +214,13 @@ def quantize_gptq(
             raise singular
         warnings.warn(QcoreWarning(str(singular), code=singular.code), stacklevel=2)
         codes = _core.rtn_weighted(w, np.maximum(np.diag(h), 0.0), **grid)
+        error = None
     else:
-        codes = _core.gptq(w, factor, **grid, scale_search=scale_search)
-    error, signal = _core.layer_loss(w, *codes, h)
+        ((codes, error),) = _core.gptq([w], [factor], **grid, scale_search=scale_search)
+    form = _core.QuadraticForm(h)
+    if error is None:  # rounded, or drowned in the damping
+        error = form.error(w, *codes)
+    signal = form.signal(w)
     return _layer(codes, spec, error / signal if signal > 0 else 0.0)
 
 

@@ -30,6 +30,8 @@ NEVER_CLIPPED = ("q_proj", "k_proj", "qkv_proj")
 # A folded block must give what the original gave, but for float32 rounding: its outputs, relative
 # to their own norm.
 FOLD_TOLERANCE = 1e-4
+# What the factors of waiting layers and their forms may hold together; one input may hold more.
+WAITING_BYTES = 128 << 20
 
 
 @dataclass
@@ -123,69 +125,140 @@ def solve_block(
         weights, scales = folded.weights, folded.scales
         solved.vectors = {name: folded.vectors[name] for name in folded.changed}
         solved.folds = folded.report
+    solver = _BlockSolver(specs, recipe, solved)
     for tap in dict.fromkeys(linear.tap for linear in linears):
         readers = [linear for linear in linears if linear.tap == tap]
         statistics = TapStatistics.of(
             hessians[tap], None if moments is None else moments[tap], scales.get(tap)
         )
-        _solve_tap(readers, weights, statistics, specs, recipe, solved)
+        solver.solve_tap(readers, weights, statistics)
+    solver.solve_waiting()
+    solved.layers = {report["layer"]: solved.layers[report["layer"]] for report in solved.reports}
     return solved
 
 
-def _solve_tap(
-    readers: list[LinearPlan],
-    weights: Mapping[str, Float32Array],
-    statistics: TapStatistics,
-    specs: Mapping[str, QuantSpec],
-    recipe: Recipe,
-    solved: SolvedBlock,
-) -> None:
-    """The layers that read one input."""
-    hessian = statistics.hessian
-    factors: dict[int, Any] = {}
-    for linear in readers:
-        spec = specs[linear.name]
-        grid = spec.grid_arguments(linear.in_features)
-        weight = weights[linear.name]
-        report: dict[str, Any] = {"layer": linear.name, "tokens": statistics.n_tokens}
-        if "gptq" not in recipe.method:
-            searched = recipe.scale_search != "auto" or linear.role in NEVER_CLIPPED
-            if recipe.method == "awq" and recipe.clip and not searched:
-                codes = _core.rtn_clipped(weight, hessian, **grid)
-            else:
-                codes = _rounded(weight, hessian, recipe, grid)
-        else:
-            size = grid["group_size"]
-            if size not in factors:  # the visiting order depends on the group size
-                factors[size] = _core.factor_hessian(
-                    hessian,
-                    group_size=size,
-                    damp_ratio=recipe.damp_ratio,
-                    order=recipe.act_order,
-                )
-            factor = factors[size]
-            report["damp"] = float(factor.damp_tried[-1])
-            if len(factor.damp_tried) > 1:
-                report["damp_tried"] = [float(d) for d in factor.damp_tried]
-            if factor.float64:
-                report["factor"] = "float64"
-            if factor.dead_columns:
-                report["dead_columns"] = int(factor.dead_columns)
+@dataclass(eq=False)
+class _Waiting:
+    """A layer that GPTQ will solve together with others."""
+
+    name: str
+    weight: Float32Array
+    target: Float32Array  # what GPTQ approximates: the weight, or the weight corrected
+    factor: _core.Factor
+    form: _core.QuadraticForm
+    report: dict[str, Any]
+
+
+class _BlockSolver:
+    """Solves a block input by input.
+
+    Layers of GPTQ wait until one call solves several: small ones (grouped keys and values, experts)
+    then fill the threads.
+    """
+
+    def __init__(self, specs: Mapping[str, QuantSpec], recipe: Recipe, solved: SolvedBlock) -> None:
+        self.specs = specs
+        self.recipe = recipe
+        self.solved = solved
+        self.waiting: list[_Waiting] = []
+        self.waiting_bytes = 0
+
+    def solve_tap(
+        self,
+        readers: list[LinearPlan],
+        weights: Mapping[str, Float32Array],
+        statistics: TapStatistics,
+    ) -> None:
+        """The layers that read one input, now or with those of inputs to come."""
+        recipe, hessian = self.recipe, statistics.hessian
+        # The visiting order depends on the group size.
+        factors: dict[int, _core.Factor] = {}
+        if "gptq" in recipe.method:
+            sizes = (self.specs[r.name].resolved_group_size(r.in_features) for r in readers)
+            for size in dict.fromkeys(sizes):
+                factors[size] = self._factor(hessian, size)
+        form = _core.QuadraticForm(hessian)
+        for linear in readers:
+            grid = self.specs[linear.name].grid_arguments(linear.in_features)
+            weight = weights[linear.name]
+            report: dict[str, Any] = {"layer": linear.name, "tokens": statistics.n_tokens}
+            self.solved.reports.append(report)
+            if not factors:
+                searched = recipe.scale_search != "auto" or linear.role in NEVER_CLIPPED
+                if recipe.method == "awq" and recipe.clip and not searched:
+                    codes = _core.rtn_clipped(weight, hessian, **grid)
+                else:
+                    codes = _rounded(weight, hessian, recipe, grid)
+                self._finish(linear.name, weight, codes, form, report)
+                continue
+            factor = factors[grid["group_size"]]
+            _report_factor(factor, report)
             if factor.failed:
                 report["fallback"] = "rtn"
                 codes = _core.rtn_weighted(weight, np.ascontiguousarray(np.diag(hessian)), **grid)
-            else:
-                target = weight
-                if statistics.cross_moment is not None:
-                    target = _core.corrected_weight(
-                        weight, factor, statistics.cross_moment, recipe.correction
-                    )
-                codes = _core.gptq(target, factor, **grid, scale_search=recipe.scale_rule)
-        error, signal = _core.layer_loss(weight, *codes, hessian)
-        loss = error / signal if signal > 0 else 0.0
-        report["loss"] = loss
-        solved.layers[linear.name] = QuantizedLinear(*codes, spec=spec, loss=loss)
-        solved.reports.append(report)
+                self._finish(linear.name, weight, codes, form, report)
+                continue
+            target = weight
+            if statistics.cross_moment is not None:
+                target = _core.corrected_weight(
+                    weight, factor, statistics.cross_moment, recipe.correction
+                )
+            self.waiting.append(_Waiting(linear.name, weight, target, factor, form, report))
+
+    def _factor(self, hessian: npt.NDArray[np.float64], group_size: int) -> _core.Factor:
+        taken = 4 * hessian.size  # the factor and the form: two triangles of float32
+        if self.waiting_bytes + taken > WAITING_BYTES:
+            self.solve_waiting()
+        self.waiting_bytes += taken
+        return _core.factor_hessian(
+            hessian,
+            group_size=group_size,
+            damp_ratio=self.recipe.damp_ratio,
+            order=self.recipe.act_order,
+        )
+
+    def solve_waiting(self) -> None:
+        """Solves the layers that wait, those of one grid in one call."""
+        waiting, self.waiting, self.waiting_bytes = self.waiting, [], 0
+        while waiting:
+            spec, size = self.specs[waiting[0].name], waiting[0].factor.group_size
+            same = [w for w in waiting if (self.specs[w.name], w.factor.group_size) == (spec, size)]
+            waiting = [w for w in waiting if w not in same]
+            found = _core.gptq(
+                [w.target for w in same],
+                [w.factor for w in same],
+                **spec.grid_arguments(same[0].factor.in_features),
+                scale_search=self.recipe.scale_rule,
+            )
+            for w, (codes, error) in zip(same, found, strict=True):
+                # The solver's own loss is that of its target.
+                known = error if w.target is w.weight else None
+                self._finish(w.name, w.weight, codes, w.form, w.report, known)
+
+    def _finish(
+        self,
+        name: str,
+        weight: Float32Array,
+        codes: _core.Codes,
+        form: _core.QuadraticForm,
+        report: dict[str, Any],
+        error: float | None = None,
+    ) -> None:
+        if error is None:
+            error = form.error(weight, *codes)
+        signal = form.signal(weight)
+        report["loss"] = loss = error / signal if signal > 0 else 0.0
+        self.solved.layers[name] = QuantizedLinear(*codes, spec=self.specs[name], loss=loss)
+
+
+def _report_factor(factor: _core.Factor, report: dict[str, Any]) -> None:
+    report["damp"] = float(factor.damp_tried[-1])
+    if len(factor.damp_tried) > 1:
+        report["damp_tried"] = [float(d) for d in factor.damp_tried]
+    if factor.float64:
+        report["factor"] = "float64"
+    if factor.dead_columns:
+        report["dead_columns"] = int(factor.dead_columns)
 
 
 def _rounded(

@@ -30,6 +30,9 @@ void column_loop(const ColumnLoopArgs& args, Backend backend) {
   if (args.rule == GridRule::kClipped && args.r != nullptr) {
     throw ArgumentError("column_loop: kClipped does not compensate. Pass no r.");
   }
+  if (args.losses != nullptr && (args.r == nullptr || args.damping == nullptr)) {
+    throw ArgumentError("column_loop: losses need r and damping.");
+  }
   if (args.n_strips == 0 || args.in_features == 0) return;
   table()[backend](args);
 }

@@ -26,6 +26,7 @@ enum class GridRule : int {
 //   weight          (S, K, 16)  float32, finite
 //   r               float32 in panels, PanelLayout{g}: R upper, H + λI = R · Rᵀ; null: nothing is
 //                               compensated
+//   damping         (K,)        float32: what was added to the diagonal of H; with losses
 //   column_weights  (K,)        float32 >= 0; kWeighted
 //   hessian         float32 in panels, PanelLayout{g, diagonal_blocks}, upper triangles; kClipped,
 //                               which takes no r
@@ -33,19 +34,25 @@ enum class GridRule : int {
 //   scales, zeros   (S, G, 16)  float32; a scale too large for scale_dtype is infinite, and the
 //                               codes of its row mean nothing
 //   errors          (S, K, 16)  float32: weight - scale · (code - zero)
+//   losses          (S, 2, 16)  float64, or null: Σ_j R_jj² (target_j - q_j)² = ‖e R‖² of a row's
+//                               errors e, then Σ_j damping_j e_j², its part that is not e H eᵀ;
+//                               needs r
 //   scratch         (3, S, PanelLayout{g}.width(), 16)  float32
 //
-// Sums take their products in the order of the columns, each fused into the sum. Bits depend
-// neither on the backend nor on S.
+// Sums take their products in the order of the columns, each fused into the sum; those of losses
+// are in float32 over 8 columns of a group, then in float64. Bits depend neither on the backend nor
+// on S.
 struct ColumnLoopArgs {
   const float* weight = nullptr;
   const float* r = nullptr;
+  const float* damping = nullptr;
   const float* column_weights = nullptr;
   const float* hessian = nullptr;
   uint8_t* codes = nullptr;
   float* scales = nullptr;
   float* zeros = nullptr;
   float* errors = nullptr;
+  double* losses = nullptr;
   float* scratch = nullptr;
   int64_t n_strips = 0;
   int64_t in_features = 0;

@@ -23,6 +23,7 @@ struct Strips {
   const float* weight;  // (g, 16), from the group's first column on
   uint8_t* codes;
   float* errors;
+  double* losses;      // (2, 16), or null
   float* carried;      // (g, 16) Σ_i e_i R_ij so far
   float* compensated;  // (g, 16)
   float* trial;        // (g, 16)
@@ -30,10 +31,11 @@ struct Strips {
 
 // A group's part of R: its panels, from row `begin` on the diagonal block R_bb.
 struct GroupPanels {
-  const float* first;  // row 0 of panel 0
-  int64_t stride;      // from panel to panel
-  int64_t begin;       // the group's first column
-  int64_t size;        // columns
+  const float* first;    // row 0 of panel 0
+  int64_t stride;        // from panel to panel
+  int64_t begin;         // the group's first column
+  int64_t size;          // columns
+  const float* damping;  // of the group's columns; null without losses
 
   const float* row(int64_t j0, int64_t k) const {
     return first + j0 / kPanelColumns * stride + k * kPanelColumns;
@@ -100,6 +102,34 @@ QCORE_INLINE void compensate(const Strips& strips, const GroupPanels& r) {
   }
 }
 
+// Adds what the columns of a panel, already rounded, say to the losses of each strip.
+QCORE_INLINE void add_losses(const Strips& strips, const GroupPanels& r, int64_t j0) {
+  using V = VectorOf<float>;
+  constexpr int kLanes = StripTile<float>::kLanes;
+  for (int64_t s = 0; s < strips.count; ++s) {
+    for (int64_t part = 0; part < kStripRows; part += kLanes) {
+      V::F sums[2] = {V::spread(0.0f), V::spread(0.0f)};
+      for (int64_t j = j0; j < r.end_of_panel(j0); ++j) {
+        const V::F pivot = V::spread(r.row(j0, r.begin + j)[j - j0]);
+        const int64_t at = j * kStripRows + part;
+        const V::F error = load_vector(strips.errors + s * strips.columns_stride + at);
+        const V::F carried = load_vector(strips.carried + s * strips.group_stride + at);
+        const V::F component = V::fma(error, pivot, carried);  // of e R
+        sums[0] = V::fma(component, component, sums[0]);
+        sums[1] = V::fma(V::spread(r.damping[j]) * error, error, sums[1]);
+      }
+      for (int64_t i = 0; i < 2; ++i) {
+        float lanes[kLanes];
+        store_vector(lanes, sums[i]);
+        for (int64_t lane = 0; lane < kLanes; lane += Lanes64::kLanes) {
+          double* total = strips.losses + (2 * s + i) * kStripRows + part + lane;
+          store_vector(total, load_vector(total) + Lanes64::load(lanes + lane));
+        }
+      }
+    }
+  }
+}
+
 // Codes and errors of a group on the grids chosen; errors inside the group are carried on.
 QCORE_INLINE void round_group(const Strips& strips, const GroupPanels& r, const float* scales,
                               const float* zeros, int64_t grids_stride, float max_code) {
@@ -136,6 +166,7 @@ QCORE_INLINE void round_group(const Strips& strips, const GroupPanels& r, const 
         }
       }
     }
+    if (strips.losses != nullptr) add_losses(strips, r, j0);
   }
 }
 
@@ -148,11 +179,15 @@ QCORE_INLINE void column_loop_strips(const ColumnLoopArgs& args) {
   const int64_t width = layout.width() * kStripRows;
   const int64_t columns = args.in_features * kStripRows;
   const float max_code = static_cast<float>((1 << args.bits) - 1);
+  if (args.losses != nullptr) {
+    for (int64_t i = 0; i < args.n_strips * 2 * kStripRows; ++i) args.losses[i] = 0.0;
+  }
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t begin = group * g;
-    GroupPanels r{nullptr, layout.rows(group) * kPanelColumns, begin, g};
+    GroupPanels r{nullptr, layout.rows(group) * kPanelColumns, begin, g, nullptr};
     if (args.r != nullptr) {
       r.first = args.r + layout.panel(group, 0);
+      if (args.losses != nullptr) r.damping = args.damping + begin;
       carry_errors(args, r, begin);
     }
     for (int64_t s = 0; s < args.n_strips; s += kTogether) {
@@ -164,6 +199,7 @@ QCORE_INLINE void column_loop_strips(const ColumnLoopArgs& args) {
                           args.weight + at,
                           args.codes + at,
                           args.errors + at,
+                          args.losses == nullptr ? nullptr : args.losses + s * 2 * kStripRows,
                           scratch,
                           scratch + width,
                           scratch + 2 * width};

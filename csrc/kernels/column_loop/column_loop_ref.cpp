@@ -15,6 +15,7 @@ struct Row {
   float* scales;
   float* zeros;
   float* errors;
+  double* losses;      // the second sum lies kStripRows further; null: not wanted
   float* compensated;  // (g,) inside the scratch
   float* carried;      // (g,) v_j: what earlier errors add to column j
   float* trial;        // (g,)
@@ -183,11 +184,14 @@ void compensate(const Row& row, int64_t begin) {
 
 void round_group(const Row& row, int64_t begin, GroupGrid grid) {
   const int64_t g = row.args.group_size;
+  float loss = 0.0f;  // of a panel
+  float damped = 0.0f;
   for (int64_t j = 0; j < g; ++j) {
     const int64_t at = (begin + j) * kStripRows;
     float target = row.weight[at];
+    float v = 0.0f;
     if (row.args.r != nullptr) {
-      float v = row.carried[j * kStripRows];
+      v = row.carried[j * kStripRows];
       for (int64_t i = 0; i < j; ++i) {
         v = std::fma(row.errors[(begin + i) * kStripRows], row.r(begin + i, begin + j), v);
       }
@@ -195,7 +199,16 @@ void round_group(const Row& row, int64_t begin, GroupGrid grid) {
     }
     const float steps = steps_of(target, grid, row.max_code());
     row.codes[at] = static_cast<uint8_t>(static_cast<int32_t>(steps + grid.zero));
-    row.errors[at] = std::fma(-grid.scale, steps, row.weight[at]);
+    const float error = std::fma(-grid.scale, steps, row.weight[at]);
+    row.errors[at] = error;
+    if (row.losses == nullptr) continue;
+    const float component = std::fma(error, row.r(begin + j, begin + j), v);  // of e R
+    loss = std::fma(component, component, loss);
+    damped = std::fma(row.args.damping[begin + j] * error, error, damped);
+    if ((j + 1) % kPanelColumns != 0 && j + 1 != g) continue;
+    row.losses[0] += static_cast<double>(loss);
+    row.losses[kStripRows] += static_cast<double>(damped);
+    loss = damped = 0.0f;
   }
 }
 
@@ -214,9 +227,13 @@ void column_loop_ref(const ColumnLoopArgs& args) {
                   args.scales + grids,
                   args.zeros + grids,
                   args.errors + columns,
+                  args.losses == nullptr
+                      ? nullptr
+                      : args.losses + lane / kStripRows * 2 * kStripRows + lane % kStripRows,
                   scratch,
                   scratch + width,
                   scratch + 2 * width};
+    if (row.losses != nullptr) row.losses[0] = row.losses[kStripRows] = 0.0;
     for (int64_t group = 0; group < groups; ++group) {
       const int64_t begin = group * args.group_size;
       compensate(row, begin);

@@ -28,7 +28,7 @@ from qcore.spec import QuantizedLinear
 
 if TYPE_CHECKING:
     from qcore.eval.statistics import ClusteredMean
-    from qcore.layers import Float64Array, Hessian
+    from qcore.layers import Hessian
     from qcore.model import Block
 
 HELD_OUT_TOKENS = 2048
@@ -198,16 +198,17 @@ class _Pass:
         layers = solve_block(block, specs, recipe, hessians if recipe.needs_data else None).layers
         if recipe.needs_data:
             return layers
-        moments = {tap: hessian.hessian() for tap, hessian in hessians.items()}
-        return {x.name: _with_loss(block, layers[x.name], x.name, moments[x.tap]) for x in linears}
+        forms = {tap: _core.QuadraticForm(hessian.hessian()) for tap, hessian in hessians.items()}
+        return {x.name: _with_loss(block, layers[x.name], x.name, forms[x.tap]) for x in linears}
 
 
 def _with_loss(
-    block: Block, layer: QuantizedLinear, name: str, hessian: Float64Array
+    block: Block, layer: QuantizedLinear, name: str, form: _core.QuadraticForm
 ) -> QuantizedLinear:
     """Plain rounding looks at no data, so its loss is taken here."""
     weight = finite_weight(block.weight(name), name)
-    error, signal = _core.layer_loss(weight, layer.codes, layer.scales, layer.zeros, hessian)
+    error = form.error(weight, layer.codes, layer.scales, layer.zeros)
+    signal = form.signal(weight)
     return replace(layer, loss=error / signal if signal > 0 else 0.0)
 
 

@@ -30,13 +30,14 @@ const Shape kShapes[] = {{1, 1, 1},   {1, 13, 1},  {2, 3, 7},   {3, 2, 8},
 struct Result {
   std::vector<uint8_t> codes;
   std::vector<float> scales, zeros, errors;
+  std::vector<double> losses;
 
   bool operator==(const Result& other) const {
     const auto same = [](const auto& a, const auto& b) {
       return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof a[0]) == 0;
     };
     return same(codes, other.codes) && same(scales, other.scales) && same(zeros, other.zeros) &&
-           same(errors, other.errors);
+           same(errors, other.errors) && same(losses, other.losses);
   }
 };
 
@@ -69,6 +70,8 @@ Result run(const ColumnLoopArgs& problem, Backend backend) {
   args.scales = out.scales.data();
   args.zeros = out.zeros.data();
   args.scratch = scratch.data();
+  out.losses.assign(static_cast<size_t>(2 * lanes), 1e30);
+  args.losses = args.damping == nullptr ? nullptr : out.losses.data();
   column_loop(args, backend);
   return out;
 }
@@ -87,6 +90,7 @@ void every_backend_gives_the_bytes_of_the_plain_code() {
     const std::vector<float> h = panels_of(PanelLayout{shape.group_size, true}, columns, numbers);
     std::vector<float> importance = numbers.vector(columns);
     for (float& value : importance) value *= value;
+    const std::vector<float> damping = numbers.vector(columns);
     ColumnLoopArgs problem;
     problem.weight = weight.data();
     problem.column_weights = importance.data();
@@ -103,6 +107,8 @@ void every_backend_gives_the_bytes_of_the_plain_code() {
             problem.scale_dtype = dtype;
             problem.rule = rule;
             problem.r = rule == GridRule::kClipped ? nullptr : r.data();
+            // With and without losses.
+            problem.damping = problem.r == nullptr || bits == 8 ? nullptr : damping.data();
             problem.hessian = rule == GridRule::kClipped ? h.data() : nullptr;
             const Result expected = run(problem, Backend::kRef);
             for (const Backend backend : available_backends()) {
@@ -112,6 +118,51 @@ void every_backend_gives_the_bytes_of_the_plain_code() {
           }
         }
       }
+    }
+  }
+}
+
+// ‖e R‖² and Σ_j damping_j e_j² of the errors e that the loop leaves.
+void losses_are_those_of_float64() {
+  test::Numbers numbers;
+  for (const Shape& shape : kShapes) {
+    const PanelLayout layout{shape.group_size};
+    const int64_t columns = shape.groups * shape.group_size;
+    const std::vector<float> weight = numbers.vector(shape.strips * columns * kStripRows);
+    const std::vector<float> r = panels_of(layout, columns, numbers);
+    std::vector<float> damping = numbers.vector(columns);
+    for (float& value : damping) value *= value;
+    ColumnLoopArgs problem;
+    problem.weight = weight.data();
+    problem.r = r.data();
+    problem.damping = damping.data();
+    problem.n_strips = shape.strips;
+    problem.in_features = columns;
+    problem.group_size = shape.group_size;
+    const Result found = run(problem, Backend::kRef);
+    for (int64_t row = 0; row < shape.strips * kStripRows; ++row) {
+      const int64_t first = row / kStripRows * columns * kStripRows + row % kStripRows;
+      const auto error = [&](int64_t j) {
+        return static_cast<double>(found.errors[static_cast<size_t>(first + j * kStripRows)]);
+      };
+      double sums[2] = {};
+      double size = 0.0;
+      for (int64_t j = 0; j < columns; ++j) {
+        double component = 0.0;
+        double terms = 0.0;
+        for (int64_t i = 0; i <= j; ++i) {
+          const double term = error(i) * r[static_cast<size_t>(layout.at(i, j))];
+          component += term;
+          terms += std::fabs(term);
+        }
+        sums[0] += component * component;
+        sums[1] += damping[static_cast<size_t>(j)] * error(j) * error(j);
+        size += terms * terms;
+      }
+      const auto at = static_cast<size_t>(row / kStripRows * 2 * kStripRows + row % kStripRows);
+      // A component takes j + 1 roundings, its square and a sum over a panel 9.
+      CHECK_NEAR(found.losses[at], sums[0], static_cast<double>(2 * columns + 9) * 0x1p-24 * size);
+      CHECK_NEAR(found.losses[at + kStripRows], sums[1], 11.0 * 0x1p-24 * sums[1]);
     }
   }
 }
@@ -154,6 +205,7 @@ void forms_are_those_of_float64() {
 
 int main() {
   every_backend_gives_the_bytes_of_the_plain_code();
+  losses_are_those_of_float64();
   forms_are_those_of_float64();
   return qcore::test::report();
 }

@@ -4,6 +4,7 @@
 
 #include <cfenv>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "base/backend.h"
@@ -72,6 +73,11 @@ bool equal(const QuantizedWeight& a, const QuantizedWeight& b) {
   return a.codes == b.codes && a.scales == b.scales && a.zeros == b.zeros;
 }
 
+QuantizedWeight solve_one(const std::vector<float>& weight, const Factor& factor,
+                          const QuantSpec& spec, const GptqOptions& options) {
+  return gptq({{weight.data(), kRows, &factor}}, spec, options)[0].weight;
+}
+
 std::vector<float> rows_of_r(const Factor& factor) {
   std::vector<float> r(static_cast<size_t>(factor.in_features * factor.in_features));
   copy_r(factor, r.data());
@@ -80,11 +86,10 @@ std::vector<float> rows_of_r(const Factor& factor) {
 
 double relative_loss(const QuantizedWeight& q, const std::vector<float>& weight,
                      const std::vector<double>& h, const QuantSpec& spec) {
-  std::vector<float> out(weight.size());
-  dequantize(q.codes.data(), q.scales.data(), q.zeros.data(), kRows, kColumns,
-             kColumns / spec.group_size, out.data());
-  const LayerLoss loss = layer_loss(weight.data(), out.data(), h.data(), kRows, kColumns);
-  return loss.error / loss.signal;
+  const QuadraticForm form(h.data(), kColumns);
+  return form.error(weight.data(), q.codes.data(), q.scales.data(), q.zeros.data(), kRows,
+                    kColumns / spec.group_size) /
+         form.signal(weight.data(), kRows);
 }
 
 void a_diagonal_hessian_gives_plain_rounding() {
@@ -96,8 +101,8 @@ void a_diagonal_hessian_gives_plain_rounding() {
   for (const bool symmetric : {false, true}) {
     const QuantSpec spec = make_spec(4, 32, symmetric);
     const Factor factor = factor_hessian(h.data(), kColumns, 32, options);
-    CHECK(equal(gptq(weight.data(), kRows, factor, spec, options),
-                rtn(weight.data(), kRows, kColumns, spec)));
+    CHECK(
+        equal(solve_one(weight, factor, spec, options), rtn(weight.data(), kRows, kColumns, spec)));
   }
 }
 
@@ -108,8 +113,7 @@ void compensation_lowers_the_loss() {
   for (const int64_t group_size : {int64_t{16}, int64_t{96}}) {
     const QuantSpec spec = make_spec(4, group_size, false);
     const Factor factor = factor_hessian(h.data(), kColumns, group_size, options);
-    const double solved =
-        relative_loss(gptq(weight.data(), kRows, factor, spec, options), weight, h, spec);
+    const double solved = relative_loss(solve_one(weight, factor, spec, options), weight, h, spec);
     const double rounded =
         relative_loss(rtn(weight.data(), kRows, kColumns, spec), weight, h, spec);
     const double clipped =
@@ -129,7 +133,7 @@ void bytes_depend_on_the_input_alone() {
   force_backend("ref");
   set_threads(1);
   const Factor factor = factor_hessian(h.data(), kColumns, 48, options);
-  const QuantizedWeight expected = gptq(weight.data(), kRows, factor, spec, options);
+  const QuantizedWeight expected = solve_one(weight, factor, spec, options);
   const AwqSearch scales =
       search_awq_scales({weight.data()}, {kRows}, kColumns, h.data(), means, {}, spec);
   for (const Backend backend : available_backends()) {
@@ -139,7 +143,7 @@ void bytes_depend_on_the_input_alone() {
         set_threads(threads);
         std::fesetround(mode);
         const Factor again = factor_hessian(h.data(), kColumns, 48, options);
-        const QuantizedWeight found = gptq(weight.data(), kRows, again, spec, options);
+        const QuantizedWeight found = solve_one(weight, again, spec, options);
         const AwqSearch searched =
             search_awq_scales({weight.data()}, {kRows}, kColumns, h.data(), means, {}, spec);
         CHECK(std::fegetround() == mode);
@@ -152,6 +156,37 @@ void bytes_depend_on_the_input_alone() {
     }
   }
   force_backend("");
+}
+
+// Weights of one factor, of another one of the same width, of another width; none, and no rows.
+void layers_solved_together_give_the_bytes_of_each() {
+  const std::vector<float> weight = random_weight();
+  const std::vector<double> h = random_hessian();
+  const GptqOptions options;
+  const QuantSpec spec = make_spec(4, 16, false);
+  const Factor first = factor_hessian(h.data(), kColumns, 16, options);
+  std::vector<double> other = h;
+  for (int64_t j = 0; j < kColumns; ++j) other[static_cast<size_t>(j * kColumns + j)] *= 2.0;
+  const Factor second = factor_hessian(other.data(), kColumns, 16, options);
+  std::vector<double> corner(32 * 32);
+  for (size_t i = 0; i < corner.size(); ++i) corner[i] = h[i / 32 * kColumns + i % 32];
+  const Factor narrow = factor_hessian(corner.data(), 32, 16, options);
+  const std::vector<GptqLayer> layers = {{weight.data(), kRows, &first},
+                                         {weight.data() + kColumns, 5, &second},
+                                         {weight.data(), 0, &first},
+                                         {weight.data() + 7, 18, &narrow},
+                                         {weight.data() + 3 * kColumns, 16, &first}};
+  for (const int threads : {1, 2, 4}) {
+    set_threads(threads);
+    const std::vector<GptqResult> together = gptq(layers, spec, options);
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const GptqResult alone = std::move(gptq({layers[i]}, spec, options)[0]);
+      CHECK(equal(together[i].weight, alone.weight));
+      CHECK(together[i].loss == alone.loss);
+      CHECK(alone.loss.has_value());
+    }
+  }
+  CHECK(gptq({}, spec, options).empty());
 }
 
 #if defined(__x86_64__)
@@ -186,7 +221,7 @@ void failures_are_flagged() {
   CHECK(factor.failed);
   CHECK(factor.damp_tried.size() == 6);
   const float weight[2] = {1.0f, 2.0f};
-  CHECK_THROWS(gptq(weight, 1, factor, make_spec(4, 2, false), options), ArgumentError);
+  CHECK_THROWS(gptq({{weight, 1, &factor}}, make_spec(4, 2, false), options), ArgumentError);
   const double bad[4] = {1.0, NAN, NAN, 1.0};
   CHECK_THROWS(factor_hessian(bad, 2, 2, options), NumericalError);
 }
@@ -197,6 +232,7 @@ int main() {
   a_diagonal_hessian_gives_plain_rounding();
   compensation_lowers_the_loss();
   bytes_depend_on_the_input_alone();
+  layers_solved_together_give_the_bytes_of_each();
   flushing_of_subnormals_changes_no_byte();
   failures_are_flagged();
   return qcore::test::report();

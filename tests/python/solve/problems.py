@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from qcore import _core
+
 
 def weights_f16(rng: np.random.Generator, N: int, K: int) -> np.ndarray:
     """Weights that float16 holds: quotients by float16 scales cannot fall beside a tie, so plain rounding must
@@ -21,3 +23,15 @@ def correlated_hessian(rng: np.random.Generator, K: int, n_tokens: int | None = 
 
 def same_bytes(a: tuple, b: tuple) -> bool:
     return all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
+
+
+def gptq(weight: np.ndarray, factor: _core.Factor, **options) -> tuple:
+    """(codes, scales, zeros) of one weight."""
+    ((codes, _),) = _core.gptq([weight], [factor], **options)
+    return codes
+
+
+def layer_loss(weight: np.ndarray, codes: tuple, hessian: np.ndarray) -> tuple[float, float]:
+    """(tr ΔW H ΔWᵀ, tr W H Wᵀ)."""
+    form = _core.QuadraticForm(hessian)
+    return form.error(weight, *codes), form.signal(weight)

@@ -149,7 +149,7 @@ def test_whole_rows_and_options_reach_the_solver(weight, hessian):
     layer = qc.quantize_gptq(weight, hessian, spec, damp_ratio=0.1, act_order="none")
     assert layer.scales.shape == (24, 1)
     factor = _core.factor_hessian(hessian.hessian(), 64, damp_ratio=0.1, order="none")
-    codes, scales, _ = _core.gptq(weight, factor, 3, 64, True)
+    (((codes, scales, _), _),) = _core.gptq([weight], [factor], 3, 64, True)
     assert np.array_equal(layer.codes, codes)
     assert np.array_equal(layer.scales, scales)
 

@@ -44,7 +44,7 @@ def test_equal_channels_leave_the_identity(rng):
     assert (found["channel_scales"] == 1.0).all()
     assert found["loss"] == found["identity_loss"]
     codes = _core.rtn(weights[0], **Spec(4, 16).arguments)
-    error, _ = _core.layer_loss(weights[0], *codes, np.eye(32))
+    error = _core.QuadraticForm(np.eye(32)).error(weights[0], *codes)
     assert abs(found["identity_loss"] - error) <= 32 * 2.0**-23 * error  # exponent 0 is rtn
 
 

@@ -8,10 +8,10 @@ from backends import backends_of, forced_backend, forced_threads
 from oracle import gptq as oracle
 from oracle.grid import Spec
 from oracle.rtn import dequantize
-from problems import correlated_hessian, same_bytes, weights_f16
+from problems import correlated_hessian, gptq, layer_loss, same_bytes, weights_f16
 
 from qcore import _core
-from qcore.errors import ArgumentError, NumericalError
+from qcore.errors import ArgumentError, DtypeError, NumericalError
 
 BACKENDS = backends_of("column_loop")
 SPECS = [
@@ -27,7 +27,7 @@ def factor(hessian, group_size, **options):
 
 
 def relative(result, weight, hessian):
-    error, signal = _core.layer_loss(weight, *result, hessian)
+    error, signal = layer_loss(weight, result, hessian)
     return error / signal
 
 
@@ -64,7 +64,7 @@ def test_codes_equal_classic_gptq_but_for_counted_ties(spec, scale_search, rng):
     N, K = 12, 96
     weight, hessian = weights_f16(rng, N, K), correlated_hessian(rng, K)
     for order in ("none", "group"):
-        ours = _core.gptq(
+        ours = gptq(
             weight,
             factor(hessian, spec.group_size, order=order),
             **spec.arguments,
@@ -84,14 +84,14 @@ def test_a_diagonal_hessian_gives_plain_and_weighted_rounding(spec, rng):
     hessian = np.diag(diagonal)
     damp = 0.03 * diagonal.mean()
     for order in ("none", "group"):
-        plain = _core.gptq(
+        plain = gptq(
             weight,
             factor(hessian, spec.group_size, order=order),
             **spec.arguments,
             scale_search="minmax",
         )
         assert same_bytes(plain, _core.rtn(weight, **spec.arguments))
-    searched = _core.gptq(weight, factor(hessian, spec.group_size, order="none"), **spec.arguments)
+    searched = gptq(weight, factor(hessian, spec.group_size, order="none"), **spec.arguments)
     weighted = _core.rtn_weighted(weight, diagonal + damp, **spec.arguments)
     # R_jj² in float32 is H_jj + λ but for two roundings: a candidate may win another tie, no more.
     assert np.mean(searched[1] == weighted[1]) >= 1 - 1 / searched[1].size
@@ -99,7 +99,7 @@ def test_a_diagonal_hessian_gives_plain_and_weighted_rounding(spec, rng):
 
 def test_endless_damping_gives_plain_rounding(rng):
     weight, hessian, spec = weights_f16(rng, 20, 96), correlated_hessian(rng, 96), Spec(4, 32)
-    found = _core.gptq(
+    found = gptq(
         weight, factor(hessian, 32, damp_ratio=1e12), **spec.arguments, scale_search="minmax"
     )
     assert same_bytes(found, _core.rtn(weight, **spec.arguments))
@@ -109,17 +109,17 @@ def test_permuted_rows_give_permuted_rows(rng):
     weight, hessian, spec = weights_f16(rng, 37, 96), correlated_hessian(rng, 96), Spec(3, 32)
     order = rng.permutation(37)
     prepared = factor(hessian, 32)
-    straight = _core.gptq(weight, prepared, **spec.arguments)
-    permuted = _core.gptq(weight[order].copy(), prepared, **spec.arguments)
+    straight = gptq(weight, prepared, **spec.arguments)
+    permuted = gptq(weight[order].copy(), prepared, **spec.arguments)
     assert same_bytes(tuple(a[order] for a in straight), permuted)
 
 
 @pytest.mark.parametrize("exponent", [-600, -70, 1, 70, 600])
 def test_a_power_of_two_on_the_hessian_changes_no_byte(exponent, rng):
     weight, hessian, spec = weights_f16(rng, 16, 96), correlated_hessian(rng, 96), Spec(4, 32)
-    expected = _core.gptq(weight, factor(hessian, 32), **spec.arguments)
+    expected = gptq(weight, factor(hessian, 32), **spec.arguments)
     scaled = factor(hessian * 2.0**exponent, 32)
-    assert same_bytes(_core.gptq(weight, scaled, **spec.arguments), expected)
+    assert same_bytes(gptq(weight, scaled, **spec.arguments), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -131,8 +131,8 @@ def test_bytes_depend_on_neither_backend_nor_threads(backend, threads, rng):
 
         def run(spec=spec):
             prepared = factor(hessian, spec.group_size)
-            codes = _core.gptq(weight, prepared, **spec.arguments)
-            loss = np.array(_core.layer_loss(weight, *codes, hessian))
+            codes = gptq(weight, prepared, **spec.arguments)
+            loss = np.array(layer_loss(weight, codes, hessian))
             return (prepared.r, *codes, loss)
 
         with forced_backend("ref"), forced_threads(1):
@@ -151,16 +151,16 @@ def test_each_refinement_lowers_the_loss(symmetric, rng):
     prepared = factor(hessian, 32)
     rounded = relative(_core.rtn(weight, **spec.arguments), weight, hessian)
     minmax = relative(
-        _core.gptq(weight, prepared, **spec.arguments, scale_search="minmax"), weight, hessian
+        gptq(weight, prepared, **spec.arguments, scale_search="minmax"), weight, hessian
     )
-    searched = relative(_core.gptq(weight, prepared, **spec.arguments), weight, hessian)
+    searched = relative(gptq(weight, prepared, **spec.arguments), weight, hessian)
     assert searched < minmax < rounded
 
 
 def test_a_fine_grid_leaves_almost_nothing(rng):
     weight, hessian = weights_f16(rng, 16, 96), correlated_hessian(rng, 96)
     spec = Spec(8, 16, scale_dtype="float32")
-    found = _core.gptq(weight, factor(hessian, 16), **spec.arguments)
+    found = gptq(weight, factor(hessian, 16), **spec.arguments)
     assert relative(found, weight, hessian) <= 1e-5  # a step is range / 255: (1/255)² / 12 of it
 
 
@@ -168,11 +168,67 @@ def test_a_fine_grid_leaves_almost_nothing(rng):
 def test_layer_loss_is_the_trace(N, K, rng):
     weight, hessian = weights_f16(rng, N, K), correlated_hessian(rng, K)
     codes = _core.rtn(weight, **Spec(4, K).arguments)
-    error, signal = _core.layer_loss(weight, *codes, hessian)
+    error, signal = layer_loss(weight, codes, hessian)
     out = _core.dequantize(*codes).astype(np.float64)
     for found, d in ((error, weight - out), (signal, weight.astype(np.float64))):
         bound = (K + 4) * 2.0**-24 * np.trace(np.abs(d) @ np.abs(hessian) @ np.abs(d).T)
         assert abs(found - np.trace(d @ hessian @ d.T)) <= bound
+
+
+@pytest.mark.parametrize(
+    ("N", "K", "group_size", "damp_ratio", "dead"),
+    [
+        (1, 1, 1, 0.03, []),
+        (17, 65, 13, 0.0, []),
+        (40, 96, 32, 0.03, []),
+        (24, 96, 96, 1.0, [5, 40]),
+    ],
+)
+def test_the_loops_own_loss_is_the_undamped_trace(N, K, group_size, damp_ratio, dead, rng):
+    weight, hessian = weights_f16(rng, N, K), correlated_hessian(rng, K)
+    hessian[dead] = 0.0
+    hessian[:, dead] = 0.0
+    prepared = factor(hessian, group_size, damp_ratio=damp_ratio)
+    assert not prepared.float64
+    ((codes, error),) = _core.gptq([weight], [prepared], **Spec(4, group_size).arguments)
+    d = weight - _core.dequantize(*codes).astype(np.float64)
+    size = np.abs(d) @ np.sqrt(np.diag(oracle.damped(hessian, damp_ratio)))
+    assert abs(error - np.trace(d @ hessian @ d.T)) <= 3 * (K + 2) * 2.0**-24 * (size**2).sum()
+
+
+def test_a_loss_that_damping_drowns_is_left_to_the_form(rng):
+    weight, hessian = weights_f16(rng, 20, 96), correlated_hessian(rng, 96)
+    spec = Spec(4, 32).arguments
+    for damp_ratio, drowned in ((0.03, False), (1e4, True)):
+        ((_, error),) = _core.gptq([weight], [factor(hessian, 32, damp_ratio=damp_ratio)], **spec)
+        assert (error is None) == drowned
+    weight = np.zeros((3, 96), np.float32)
+    assert _core.gptq([weight], [factor(hessian, 32)], **spec)[0][1] == 0.0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_layers_solved_together_give_the_bytes_of_each_alone(backend, threads, rng):
+    """q, k, v of one factor, experts of their own, another width, no rows at all."""
+    spec = Spec(4, 32).arguments
+    shared, expert = (factor(correlated_hessian(rng, 96), 32) for _ in range(2))
+    wide = factor(correlated_hessian(rng, 160), 32)
+    prepared = [shared, shared, expert, shared, wide]
+    weights = [
+        weights_f16(rng, N, found.in_features)
+        for N, found in zip((40, 17, 40, 0, 33), prepared, strict=True)
+    ]
+    with forced_backend("ref"), forced_threads(1):
+        alone = [
+            _core.gptq([w], [found], **spec)[0] for w, found in zip(weights, prepared, strict=True)
+        ]
+    with forced_backend(backend), forced_threads(threads):
+        assert _core.kernel_backend("column_loop") == backend
+        together = _core.gptq(weights, prepared, **spec)
+    for (codes, error), (expected, expected_error) in zip(together, alone, strict=True):
+        assert same_bytes(codes, expected)
+        assert error == expected_error
+    assert _core.gptq([], [], **spec) == []
 
 
 def test_dead_channels_are_counted_and_rounded_plainly(rng):
@@ -182,7 +238,7 @@ def test_dead_channels_are_counted_and_rounded_plainly(rng):
     hessian[:, dead] = 0.0
     prepared = factor(hessian, 16)
     assert prepared.dead_columns == 3
-    codes, scales, zeros = _core.gptq(weight, prepared, **spec.arguments)
+    codes, scales, zeros = gptq(weight, prepared, **spec.arguments)
     for column in dead:
         group = column // 16
         steps = np.rint(weight[:, column] / scales[:, group])
@@ -228,7 +284,7 @@ def test_a_failed_ladder_is_flagged_and_gptq_refuses_it():
     assert prepared.failed
     assert prepared.damp_tried == [0.03, 0.05, 0.1, 0.2, 0.5, 1.0]
     with pytest.raises(ArgumentError, match="the factor failed"):
-        _core.gptq(np.ones((1, 2), np.float32), prepared, **Spec(4, 2).arguments)
+        gptq(np.ones((1, 2), np.float32), prepared, **Spec(4, 2).arguments)
     assert factor(np.zeros((4, 4)), 4).failed
 
 
@@ -258,10 +314,13 @@ def test_rejects_options_that_mean_nothing(options, match):
 def test_rejects_a_factor_of_another_group_size_or_width():
     prepared = factor(np.eye(8), 4)
     with pytest.raises(ArgumentError, match="made for group_size 4, not 8"):
-        _core.gptq(np.ones((1, 8), np.float32), prepared, **Spec(4, 8).arguments)
+        gptq(np.ones((1, 8), np.float32), prepared, **Spec(4, 8).arguments)
     with pytest.raises(ArgumentError, match=r"weight has shape \(1, 4\)"):
-        _core.gptq(np.ones((1, 4), np.float32), prepared, **Spec(4, 4).arguments)
+        gptq(np.ones((1, 4), np.float32), prepared, **Spec(4, 4).arguments)
+    one = np.ones((1, 8), np.float32)
+    with pytest.raises(ArgumentError, match="2 weights and 1 factors"):
+        _core.gptq([one, one], [prepared], **Spec(4, 4).arguments)
+    with pytest.raises(DtypeError, match="a factor is None"):
+        _core.gptq([one], [None], **Spec(4, 4).arguments)
     with pytest.raises(ArgumentError, match='scale_search is "best"'):
-        _core.gptq(
-            np.ones((1, 8), np.float32), prepared, **Spec(4, 4).arguments, scale_search="best"
-        )
+        gptq(np.ones((1, 8), np.float32), prepared, **Spec(4, 4).arguments, scale_search="best")
