@@ -29,6 +29,7 @@ FACE_FLOORS = (
         *("fold", "solve_block", "rounding_damage", "job", "block_pass", "quantization"),
     ),
     ("eval", "speed"),
+    ("trials",),
     ("mixed_precision",),
     ("report",),
     ("cli",),

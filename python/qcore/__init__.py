@@ -38,11 +38,14 @@ if TYPE_CHECKING:
     from qcore.spec import QuantSpec as QuantSpec
     from qcore.speed import Bench as Bench
     from qcore.speed import bench as bench
+    from qcore.trials import Ablation as Ablation
+    from qcore.trials import ablate as ablate
 
 __version__ = "0.1.0"
 
 # Public name -> (module, name in it).
 _HOMES = {
+    "Ablation": ("qcore.trials", "Ablation"),
     "Artifact": ("qcore.model", "Artifact"),
     "Bench": ("qcore.speed", "Bench"),
     "Calibration": ("qcore.data", "Calibration"),
@@ -57,6 +60,7 @@ _HOMES = {
     "Recipe": ("qcore.recipe", "Recipe"),
     "Sensitivity": ("qcore.mixed_precision", "Sensitivity"),
     "Stats": ("qcore.calibrate", "Stats"),
+    "ablate": ("qcore.trials", "ablate"),
     "active_backend": ("qcore.backends", "active_backend"),
     "available_backends": ("qcore.backends", "available_backends"),
     "bench": ("qcore.speed", "bench"),
@@ -74,6 +78,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Ablation",
     "Artifact",
     "Bench",
     "Calibration",
@@ -88,6 +93,7 @@ __all__ = [
     "Recipe",
     "Sensitivity",
     "Stats",
+    "ablate",
     "active_backend",
     "available_backends",
     "bench",

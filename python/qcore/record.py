@@ -107,6 +107,10 @@ class RunClock:
         self._phases[phase] = self._phases.get(phase, 0.0) + now - self._mark
         self._mark = now
 
+    def phase_s(self, phase: str) -> float:
+        """Seconds counted for a phase so far."""
+        return self._phases.get(phase, 0.0)
+
     @property
     def elapsed_s(self) -> float:
         """Seconds since the start."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from qcore.cards import html_card
-from qcore.data.card import CalibrationCard, build_card, notebook_card, reasons
+from qcore.data.card import CalibrationCard, build_card, notebook_card, reasons, recounted
 from qcore.data.rows import RowReader
 from qcore.data.select import Choice
 from qcore.data.shapes import Shape, TokenArray
@@ -149,6 +150,61 @@ class Calibration:
                 stacklevel=2,
             )
         return cls(tuple(samples), card, tuple(file.path for file in reader.files))
+
+    def split(self, n_held_out: int, *, seed: int = 0) -> tuple[Calibration, Calibration]:
+        """The set without `n_held_out` of its conversations, and those.
+
+        Who is held out goes by a hash of seed and content, so it does not depend on the order; the
+        order of each part is that of the whole.
+
+        Raises:
+            CalibrationError: CALIB_TOO_SMALL, nothing would be left on one side.
+        """
+        if not 0 < n_held_out < len(self.samples):
+            raise CalibrationError(
+                f"{n_held_out} of {len(self.samples)} samples cannot be held out.",
+                code="CALIB_TOO_SMALL",
+                found=len(self.samples),
+                needed=f"more than {n_held_out} samples",
+                remedy="Give more conversations, or hold fewer out.",
+            )
+
+        def place(sample: Sample) -> bytes:
+            return hashlib.sha256(f"qcore.held_out {seed} {sample.id}".encode()).digest()
+
+        chosen = {sample.id for sample in sorted(self.samples, key=place)[:n_held_out]}
+        return (
+            self._of([sample for sample in self.samples if sample.id not in chosen]),
+            self._of([sample for sample in self.samples if sample.id in chosen]),
+        )
+
+    def mixed(self, generic: Calibration, share: float) -> Calibration:
+        """The set with a share of its samples replaced by as many of another, which come last.
+
+        Raises:
+            CalibrationError: CALIB_TOO_SMALL, the other set has fewer.
+        """
+        count = round(share * len(self.samples))
+        if count > len(generic.samples):
+            raise CalibrationError(
+                f"A share of {share:g} of {len(self.samples)} samples is {count}, and the generic "
+                f"text has {len(generic.samples)}.",
+                code="CALIB_TOO_SMALL",
+                found=len(generic.samples),
+                needed=count,
+                remedy="Give more generic text, or a smaller generic_share.",
+            )
+        if count == 0:
+            return self
+        own = self.samples[: len(self.samples) - count]
+        mixture = self._of([*own, *generic.samples[:count]])
+        mixture.card["sources"] = [*self.card["sources"], *generic.card["sources"]]
+        mixture.card["generic_samples"] = count
+        files = tuple(dict.fromkeys((*self.files, *generic.files)))
+        return Calibration(mixture.samples, mixture.card, files)
+
+    def _of(self, samples: list[Sample]) -> Calibration:
+        return Calibration(tuple(samples), recounted(self.card, samples), self.files)
 
     @property
     def sequences(self) -> list[TokenArray]:

@@ -52,40 +52,56 @@ def build_card(
     model: Any,
 ) -> CalibrationCard:
     """The card of these samples; `template` is set by the caller."""
-    lengths = sorted(sample.n_tokens for sample in samples)
     bos_id = model.tokenizer.bos_id
     card = CalibrationCard(
         format=1,
-        sha256=_set_hash(samples),
+        sha256="",
         sources=[dict(file.record) for file in reader.files]
         or [{"name": "Python iterable", "rows": reader.counts.read}],
         settings=dict(settings),
         rows={
             "read": reader.counts.read,
-            "chosen": len(samples),
+            "chosen": 0,
             "dropped": dict(sorted(dropped.items())),
             "bad": list(reader.counts.bad_rows),
         },
-        shapes=dict(sorted(Counter(sample.shape for sample in samples).items())),
-        tokens={
-            "total": sum(lengths),
-            "min": lengths[0],
-            "median": lengths[(len(lengths) - 1) // 2],
-            "max": lengths[-1],
-        },
+        shapes={},
+        tokens={},
         template=None,
-        bos={"id": bos_id, "samples": sum(int(s.tokens[0]) == bos_id for s in samples)},
-        first_sample=_shown(samples[0]),
+        bos={"id": bos_id, "samples": 0},
+        first_sample="",
         notes=notes,
     )
     linears = getattr(getattr(model, "plan", None), "linears", None)
     if linears:
         widest = max(int(linear.in_features) for linear in linears)
-        card["sufficiency"] = {"widest_in_features": widest, "ratio": sum(lengths) / widest}
-    return card
+        card["sufficiency"] = {"widest_in_features": widest, "ratio": 0.0}
+    return recounted(card, samples)
 
 
-def _set_hash(samples: list[Sample]) -> str:
+def recounted(card: CalibrationCard, samples: Sequence[Sample]) -> CalibrationCard:
+    """A card like this one, for other samples from the same sources."""
+    lengths = sorted(sample.n_tokens for sample in samples)
+    bos_id = card["bos"]["id"]
+    other = CalibrationCard(card)
+    other["sha256"] = _set_hash(samples)
+    other["rows"] = {**card["rows"], "chosen": len(samples)}
+    other["shapes"] = dict(sorted(Counter(sample.shape for sample in samples).items()))
+    other["tokens"] = {
+        "total": sum(lengths),
+        "min": lengths[0],
+        "median": lengths[(len(lengths) - 1) // 2],
+        "max": lengths[-1],
+    }
+    other["bos"] = {"id": bos_id, "samples": sum(int(s.tokens[0]) == bos_id for s in samples)}
+    other["first_sample"] = _shown(samples[0])
+    if "sufficiency" in card:
+        widest = card["sufficiency"]["widest_in_features"]
+        other["sufficiency"] = {"widest_in_features": widest, "ratio": sum(lengths) / widest}
+    return other
+
+
+def _set_hash(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256(b"qcore.calibration 1\n")
     for sample in samples:
         digest.update(bytes.fromhex(sample.id))

@@ -38,19 +38,28 @@ class ClusteredMean:
 def clustered_mean(values: npt.ArrayLike, clusters: npt.NDArray[np.integer]) -> ClusteredMean:
     """The mean of `values` (n,) and its error; `clusters` (n,) holds each value's conversation."""
     x = np.asarray(values, dtype=np.float64)
-    labels, cluster = np.unique(clusters, return_inverse=True)
+    cluster = np.unique(clusters, return_inverse=True)[1]
     counts = np.bincount(cluster).astype(np.float64)
-    sums = np.bincount(cluster, weights=x)
-    n_clusters, n = len(labels), x.size
+    sums = np.bincount(cluster, weights=x).astype(np.float64)
+    found = mean_of_sums(sums, counts)
+    if found.se is None:
+        return found
+    n = x.size
+    # From the same mean, so that equal values give exactly 0.
+    spread = float(((x - found.mean) ** 2).sum() / (n - 1)) if n > 1 else 0.0
+    deff = found.se**2 / (spread / n) if spread > 0 else None
+    return ClusteredMean(found.mean, found.se, deff)
+
+
+def mean_of_sums(sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> ClusteredMean:
+    """The same from the sum and the count of each conversation, (G,) both; without `deff`."""
+    n_clusters, n = len(sums), float(counts.sum())
     mean = float(sums.sum() / n)
     if n_clusters < 2:
         return ClusteredMean(mean, None, None)
     residuals = sums - counts * mean
     variance = n_clusters / (n_clusters - 1) * float(residuals @ residuals) / n**2
-    # From the same mean, so that equal values give exactly 0.
-    spread = float(((x - mean) ** 2).sum() / (n - 1)) if n > 1 else 0.0
-    deff = variance / (spread / n) if spread > 0 else None
-    return ClusteredMean(mean, variance**0.5, deff)
+    return ClusteredMean(mean, variance**0.5, None)
 
 
 def order_statistic(ordered: npt.NDArray[np.floating], per_mille: int) -> float:

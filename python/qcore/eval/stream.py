@@ -20,7 +20,7 @@ from qcore.spec import Float32Array
 
 if TYPE_CHECKING:
     from qcore.data import Sample
-    from qcore.model import Model
+    from qcore.model import Block, Model
 
 # Hidden states of a pass, for both models together. More of them means fewer readings of the
 # weights; at hidden size 4096 this holds 8,192 tokens.
@@ -79,23 +79,24 @@ def score_tokens(
     if base is not None:
         runs.insert(0, (base, "float32", "base"))
     passes = list(_passes(samples, model.plan.hidden_size, len(runs)))
-    ticks = _Ticks(progress, len(passes) * sum(len(m.plan.blocks) + 1 for m, _, _ in runs))
+    ticks = Ticks(progress, len(passes) * sum(len(m.plan.blocks) + 1 for m, _, _ in runs))
     parts = []
     for first, run in passes:
-        hidden = [_last_hidden(m, how, name, run, ticks) for m, how, name in runs]
-        parts.append(_compare_pass(runs, hidden, run, first))
+        hidden = [last_hidden(m, how, name, run, ticks) for m, how, name in runs]
+        parts.append(compare_pass(runs, hidden, run, first))
         for _ in runs:
             ticks.next()
     return _joined(parts)
 
 
-class _Ticks:
+class Ticks:
     """Counts finished units of work into events."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
 
     def next(self) -> None:
+        """One unit more."""
         self._done += 1
         if self._progress is not None:
             self._progress({"event": "evaluate", "index": self._done, "of": self._total})
@@ -122,37 +123,33 @@ def _runs(samples: Sequence[Sample], max_tokens: int) -> Iterator[tuple[int, lis
         yield first, run
 
 
-def _last_hidden(
-    model: Model, activations: str, name: str, samples: Sequence[Sample], ticks: _Ticks
+def last_hidden(
+    model: Model, activations: str, name: str, samples: Sequence[Sample], ticks: Ticks
 ) -> Float32Array:
     """What leaves the last block: (n_tokens of the samples, hidden_size)."""
     hidden: Float32Array = model.embed(np.concatenate([sample.tokens for sample in samples]))
     for index in range(len(model.plan.blocks)):
-        _through_block(model, index, hidden, samples, activations, name)
+        through_block(
+            model.block(index), hidden, samples, activations, f"block {index} of the {name}"
+        )
         ticks.next()
     return hidden
 
 
-def _through_block(
-    model: Model,
-    index: int,
-    hidden: Float32Array,
-    samples: Sequence[Sample],
-    activations: str,
-    name: str,
+def through_block(
+    block: Block, hidden: Float32Array, samples: Sequence[Sample], activations: str, what: str
 ) -> None:
-    """Replaces the hidden states by the block's output. The block ends with this call."""
-    block = model.block(index)
+    """Replaces the hidden states by the block's output; an error names the block as `what`."""
     start = 0
     for _, batch in _runs(samples, BATCH_TOKENS):
         lengths = [sample.n_tokens for sample in batch]
         rows = hidden[start : start + sum(lengths)]
         block.forward(rows, lengths, activations=activations, out=rows)
-        _check_finite(rows, batch, f"block {index} of the {name}")
+        _check_finite(rows, batch, what)
         start += rows.shape[0]
 
 
-def _compare_pass(
+def compare_pass(
     runs: Sequence[tuple[Model, str, str]],
     hidden: Sequence[Float32Array],
     samples: Sequence[Sample],

@@ -342,6 +342,36 @@ def test_a_calibration_is_a_source_too():
     assert Calibration.build(calibration, model=word_model()) is calibration
 
 
+def test_a_split_ignores_the_order_and_loses_nothing():
+    whole = build(rows(20))
+    kept, held_out = whole.split(5)
+    assert (len(kept), len(held_out)) == (15, 5)
+    ids = [sample.id for sample in whole.samples]
+    chosen = {sample.id for sample in held_out.samples}
+    assert [sample.id for sample in kept.samples] == [i for i in ids if i not in chosen]
+    again = Calibration(tuple(reversed(whole.samples)), whole.card).split(5)[1]
+    assert {sample.id for sample in again.samples} == chosen
+    assert {sample.id for sample in whole.split(5, seed=1)[1].samples} != chosen
+    assert kept.card["rows"]["chosen"] == 15
+    assert kept.card["tokens"]["total"] == sum(sample.n_tokens for sample in kept.samples)
+    assert len({whole.sha256, kept.sha256, held_out.sha256}) == 3
+    for count in (0, 20, 21):
+        with pytest.raises(QcoreError, match=f"{count} of 20 samples cannot be held out"):
+            whole.split(count)
+
+
+def test_a_mixture_takes_its_share_from_the_other_set():
+    own = build(rows(12))
+    other = build([words(30 + i, "delta") for i in range(5)])
+    mixture = own.mixed(other, 0.25)
+    assert mixture.samples == (*own.samples[:9], *other.samples[:3])
+    assert mixture.card["generic_samples"] == 3
+    assert len(mixture.card["sources"]) == 2
+    assert own.mixed(other, 0.01) is own
+    with pytest.raises(QcoreError, match="is 6, and the generic text has 5"):
+        own.mixed(other, 0.5)
+
+
 def test_the_embedded_conversations_make_a_set():
     calibration = build(ASSETS / "calibration.jsonl", chat_model(), n_samples=32, max_length=256)
     assert len(calibration) == 32

@@ -1,0 +1,210 @@
+"""`ablate`: one ingredient of a recipe changed at a time, each judged on held-out text."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qcore.errors import ArgumentError, MissingInputError, RecipeError, escaped
+from qcore.model import Model, open_model
+from qcore.progress import reporter
+from qcore.recipe import ACT_ORDERS, TOKEN_WEIGHTS, Recipe, warn
+from qcore.trials.comparison import GENERIC, HELD_OUT, Comparison
+from qcore.trials.journal import Journal
+from qcore.trials.run import Trials
+
+if TYPE_CHECKING:
+    from qcore.data.calibration import Calibration
+
+# Conversations of each judged text. Fewer than 64 decide nothing about a release; they tell recipes
+# apart, because differences are paired.
+JUDGED = 32
+# What a change of the method resets, because only GPTQ takes it.
+_NOT_GPTQ = {"scale_search": "auto", "propagate": "quantized"}
+_ROUNDING = {"method": "rtn", **_NOT_GPTQ}
+
+# Name -> settings that change. Those that change nothing in a recipe are left out for it.
+CHANGES: dict[str, dict[str, Any]] = {
+    "rounding": _ROUNDING,
+    "rounding, scales by mse": {**_ROUNDING, "scale_search": "mse"},
+    "rounding, scales by diag H": {**_ROUNDING, "scale_search": "diagonal"},
+    **{
+        f"scale_search {rule}": {"scale_search": rule}
+        for rule in ("minmax", "mse", "diagonal", "conditional")
+    },
+    "signed_scales off": {"signed_scales": False},
+    **{f"act_order {order}": {"act_order": order} for order in ACT_ORDERS},
+    **{f"damp_ratio {ratio:g}": {"damp_ratio": ratio} for ratio in (0.01, 0.03, 0.1)},
+    **{f"token_weights {name}": {"token_weights": name} for name in TOKEN_WEIGHTS},
+    "propagate reference": {"propagate": "reference"},
+    "propagate quantized": {"propagate": "quantized"},
+    "propagate corrected, 0.5": {"propagate": "corrected", "correction": 0.5},
+    "propagate corrected": {"propagate": "corrected", "correction": 1.0},
+    "awq": {"method": "awq", **_NOT_GPTQ},
+    "awq+gptq": {"method": "awq+gptq"},
+}
+
+
+class Ablation(Comparison):
+    """What each ingredient of a recipe is worth on one model; made by `ablate`."""
+
+
+def ablate(
+    model: Model | str | Path,
+    recipe: Recipe | None = None,
+    *,
+    calib: Calibration | str | Path | Iterable[Any],
+    generic: Calibration | str | Path | Iterable[Any] | None = None,
+    out: str | Path | None = None,
+    n_held_out: int = JUDGED,
+    only: Iterable[str] = (),
+    format: str = "auto",
+    progress: str | Callable[[Mapping[str, Any]], None] = "auto",
+) -> Ablation:
+    """Changes one ingredient of the recipe at a time and judges each by KL on held-out text.
+
+    A part of the calibration conversations is held out, chosen by a hash of the recipe's seed. Every
+    recipe is tried in memory, in one pass over the blocks; no artifact is written. KL is that of
+    `evaluate`, its standard error is over conversations, and changes are paired.
+
+    Args:
+        model: an open Model, or its path; only read.
+        recipe: the recipe that is taken apart; the default recipe when None.
+        calib: a Calibration, or raw data to build one from.
+        generic: text of another domain, judged beside.
+        out: folder for ablation.json, ablation.md, ablation.svg and the journal; a run that was
+            stopped continues there. None writes nothing.
+        n_held_out: conversations of each judged text.
+        only: globs over the names of the rows; the recipe itself always comes first.
+        format: the artifact format that is meant.
+        progress: as for `quantize`.
+
+    Raises:
+        QcoreError: by code. RECIPE_OVERFITS is a warning.
+    """
+    opened = model if isinstance(model, Model) else open_model(model)
+    recipe = recipe or Recipe()
+    recipes = _chosen(recipes_of(recipe), tuple(only))
+    with reporter(progress) as report:
+        calibration, texts = judged_texts(opened, recipe, calib, generic, n_held_out)
+        folder = None if out is None else Path(out)
+        journal = Journal(None if folder is None else folder / "journal.jsonl")
+        trials = Trials(opened, texts, format, journal, report)
+        result = Ablation(
+            model=escaped(opened.path.name, 200),
+            rows=trials.run({name: (r, calibration) for name, r in recipes.items()}),
+            texts=trials.described(),
+            settings={"format": format, "calibration": calibration.sha256},
+        )
+        if folder is not None:
+            write_result(folder, "ablation", result)
+    for text in result.warnings:
+        warn(text, "RECIPE_OVERFITS")
+    return result
+
+
+def recipes_of(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe, and every other that `CHANGES` makes of it."""
+    found = {"recipe": recipe}
+    seen = {_effective(recipe)}
+    for name, changes in CHANGES.items():
+        if name == "signed_scales off" and not recipe.symmetric:
+            continue
+        try:
+            changed = recipe.with_(**changes)
+        except RecipeError as error:
+            if error.code != "RECIPE_CONFLICT":
+                raise
+            continue  # the ingredient is none of this method's
+        if _effective(changed) not in seen:
+            seen.add(_effective(changed))
+            found[name] = changed
+    return found
+
+
+def _effective(recipe: Recipe) -> Recipe:
+    """The same for recipes that give the same codes."""
+    plain = Recipe()
+    if "gptq" in recipe.method:
+        recipe = replace(recipe, scale_search=recipe.scale_rule)
+    else:
+        recipe = replace(recipe, act_order=plain.act_order, damp_ratio=plain.damp_ratio)
+    if not recipe.needs_data:
+        recipe = replace(recipe, token_weights=plain.token_weights, propagate=plain.propagate)
+    if recipe.propagate != "corrected":
+        recipe = replace(recipe, correction=plain.correction)
+    return recipe
+
+
+def _chosen(recipes: dict[str, Recipe], only: tuple[str, ...]) -> dict[str, Recipe]:
+    idle = [glob for glob in only if not fnmatch.filter(recipes, glob)]
+    if idle:
+        raise ArgumentError(
+            f"No row is named {', '.join(repr(escaped(glob)) for glob in idle)}.",
+            found=idle,
+            needed=list(recipes),
+            remedy=f"Rows: {', '.join(recipes)}; * stands for anything.",
+        )
+    return {
+        name: recipe
+        for i, (name, recipe) in enumerate(recipes.items())
+        if i == 0 or not only or any(fnmatch.fnmatchcase(name, glob) for glob in only)
+    }
+
+
+def judged_texts(
+    model: Model,
+    recipe: Recipe,
+    calib: Calibration | str | Path | Iterable[Any] | None,
+    generic: Calibration | str | Path | Iterable[Any] | None,
+    n_held_out: int,
+) -> tuple[Calibration, dict[str, Calibration]]:
+    """The calibration set without the conversations that are held out, and the texts to judge."""
+    from qcore.data.calibration import Calibration
+
+    if isinstance(n_held_out, bool) or not isinstance(n_held_out, int) or n_held_out < 1:
+        raise ArgumentError(
+            f"n_held_out is {n_held_out!r}.", remedy="Use a whole number of at least 1."
+        )
+    if calib is None:
+        raise MissingInputError(
+            "Judging a recipe needs calibration data.",
+            code="CALIB_MISSING",
+            remedy="Pass --calib FILE with your own conversations.",
+        )
+    whole = Calibration.build(
+        calib,
+        model=model,
+        n_samples=recipe.n_samples + n_held_out,
+        max_length=recipe.max_length,
+        seed=recipe.seed,
+    )
+    calibration, held_out = whole.split(n_held_out, seed=recipe.seed)
+    texts = {HELD_OUT: held_out}
+    if generic is not None:
+        texts[GENERIC] = Calibration.build(
+            generic,
+            model=model,
+            n_samples=n_held_out,
+            max_length=recipe.max_length,
+            seed=recipe.seed,
+            few_samples=True,
+        )
+    return calibration, texts
+
+
+def write_result(folder: Path, name: str, result: Comparison) -> None:
+    """NAME.json, NAME.md and NAME.svg, each in one step."""
+    contents = {
+        "json": json.dumps(result.to_dict(), indent=2) + "\n",
+        "md": f"{result}\n",
+        "svg": str(result.plot()),
+    }
+    for suffix, content in contents.items():
+        part = folder / f".{name}.{suffix}.part"
+        part.write_text(content, encoding="utf-8")
+        part.replace(folder / f"{name}.{suffix}")
