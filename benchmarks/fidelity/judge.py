@@ -7,7 +7,6 @@ computed later, also from a file.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +18,8 @@ import numpy as np
 
 import qcore
 from benchmarks.pipeline.recipes import MAX_LENGTH, chat_rows, wiki_texts
-from qcore.eval.statistics import clustered_mean, order_statistic
-from qcore.eval.stream import score_tokens
-
-KINDS = ("chat", "wiki")
+from qcore.eval.statistics import mean_of_sums, order_statistic
+from qcore.eval.stream import Ticks, compare_pass, last_hidden
 
 
 @dataclass(frozen=True)
@@ -52,49 +49,19 @@ class Score:
 
     @property
     def se(self) -> float:
-        """Of `kl`, over texts (`qcore.eval.statistics`)."""
-        return ratio_with_error(self.kl_sums, self.counts)[1]
+        """Of `kl`, over texts."""
+        return self._over(self.counts)[1]
 
     def ratio_to(self, other: Score) -> tuple[float, float]:
         """KL as a multiple of another model's on the same texts, and its standard error, paired."""
         if self.counts != other.counts:
             raise ValueError("scores of different texts have no ratio")
-        return ratio_with_error(self.kl_sums, other.kl_sums)
+        return self._over(other.kl_sums)
 
-
-def ratio_with_error(above: Sequence[float], below: Sequence[float]) -> tuple[float, float]:
-    """Σa / Σb over clusters and its standard error: G / (G - 1) · Σ (a - r·b)² / (Σb)², its root."""
-    a, b = np.asarray(above, float), np.asarray(below, float)
-    ratio = a.sum() / b.sum()
-    residuals = a - ratio * b
-    variance = len(a) / max(len(a) - 1, 1) * float(residuals @ residuals) / b.sum() ** 2
-    return float(ratio), variance**0.5
-
-
-class Original:
-    """A model after its last block: what `score_tokens` asks of a baseline, its passes remembered.
-
-    Many models are compared with one original on the same tokens; only its vocabulary projection is done again.
-    """
-
-    def __init__(self, model: qcore.Model) -> None:
-        self.plan = dataclasses.replace(model.plan, blocks=())
-        self.logits = model.logits
-        self._model = model
-        self._hidden: dict[bytes, np.ndarray] = {}
-
-    def remember(self, samples: Sequence[Any]) -> None:
-        """Runs the samples through the blocks."""
-        tokens = np.concatenate([sample.tokens for sample in samples])
-        hidden = self._model.embed(tokens)
-        lengths = [sample.n_tokens for sample in samples]
-        for index in range(len(self._model.plan.blocks)):
-            self._model.block(index).forward(hidden, lengths, activations="float32", out=hidden)
-        self._hidden[tokens.tobytes()] = hidden
-
-    def embed(self, token_ids: np.ndarray) -> np.ndarray:
-        """What left the last block for these tokens."""
-        return self._hidden[token_ids.tobytes()]
+    def _over(self, below: Sequence[float]) -> tuple[float, float]:
+        """A ratio of sums, as `qcore.eval` has it: of KL to tokens, or of one KL to another."""
+        found = mean_of_sums(np.asarray(self.kl_sums), np.asarray(below, float))
+        return found.mean, found.se or 0.0
 
 
 class Judge:
@@ -122,7 +89,7 @@ class Judge:
             ).samples
             for kind, found in texts.items()
         }
-        self._original: Original | None = None
+        self._original: dict[str, np.ndarray] = {}
 
     @property
     def digest(self) -> str:
@@ -135,21 +102,20 @@ class Judge:
 
     def scores(self, path: Path) -> dict[str, Score]:
         """Every kind of text through the model at `path`, with float32 activations."""
-        if self._original is None:
-            self._original = Original(self.model)
-            for samples in self.held.values():
-                self._original.remember(samples)
         model = qcore.open(path)
+        runs = [(self.model, "float32", "original"), (model, "float32", path.name)]
         found = {}
         for kind, samples in self.held.items():
-            tokens = score_tokens(model, self._original, samples, activations="float32")
+            if kind not in self._original:
+                self._original[kind] = last_hidden(*runs[0], samples, Ticks(None, 0))
+            hidden = last_hidden(*runs[1], samples, Ticks(None, 0))
+            tokens = compare_pass(runs, [self._original[kind], hidden], samples, 0)
             cluster = tokens.conversation
-            counts = np.bincount(cluster, minlength=len(samples))
             found[kind] = Score(
                 tuple(np.bincount(cluster, tokens.kl, len(samples)).tolist()),
-                tuple(counts.tolist()),
+                tuple(np.bincount(cluster, minlength=len(samples)).tolist()),
                 order_statistic(np.sort(tokens.kl), 990),
-                clustered_mean(tokens.same_top, cluster).mean,
+                float(tokens.same_top.mean()),
             )
         return found
 

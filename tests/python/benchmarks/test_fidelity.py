@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from benchmarks.fidelity import contest, goals, ours, peers
 from benchmarks.fidelity.contest import Contender
-from benchmarks.fidelity.judge import Judge, Score, linear_bits, ratio_with_error
+from benchmarks.fidelity.judge import Judge, Score, linear_bits
 from benchmarks.harness import Session
 from benchmarks.pipeline.recipes import chat_rows
 
 import qcore
-from qcore.eval.statistics import clustered_mean
 
 ASSETS = Path(qcore.__file__).parent / "assets"
 
@@ -51,16 +50,12 @@ def session() -> Session:
     return Session("fidelity", argparse.Namespace(json=None, quick=False, threads=None, only=[]))
 
 
-def test_the_error_of_a_ratio_to_counts_is_that_of_the_mean(rng: np.random.Generator) -> None:
-    clusters = rng.integers(0, 9, 500)
-    values = rng.gamma(1.0, size=500)
-    found = ratio_with_error(np.bincount(clusters, values), np.bincount(clusters))
-    mean = clustered_mean(values, clusters)
-    assert found == pytest.approx((mean.mean, mean.se), rel=1e-12)
-
-
 def test_a_constant_multiple_has_no_error() -> None:
     assert contender("half", 0.5).ratio("chat") == pytest.approx((0.5, 0.0), abs=1e-15)
+    assert contender("three", 1.0).ratio("wiki") == (1.0, 0.0)
+    # Two texts, 3 of 4 and 3 of 6: residuals 0.6 and -0.6 around 0.6, over 10.
+    found = score(3.0, 3.0).ratio_to(ROUNDED["chat"])
+    assert found == pytest.approx((0.6, (2 * 2 * 0.6**2) ** 0.5 / 10))
     with pytest.raises(ValueError, match="different texts"):
         score(1.0, 2.0).ratio_to(score(1.0))
 
