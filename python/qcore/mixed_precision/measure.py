@@ -49,8 +49,8 @@ def sensitivity(
 
     Args:
         model: an open Model, or its path; only read.
-        recipe: how codes are chosen; the default recipe when None. Layers it keeps are left out. The
-            folds of "awq" change several layers at once, so with it layers are measured by "gptq".
+        recipe: how codes are chosen; the default recipe when None. Layers it keeps are left out. AWQ
+            folds scales into several layers at once, so with it each layer is measured by "gptq".
         calib: a Calibration, or raw data to build one from. A part of it is held out.
         bits: widths, each 2, 3, 4 or 8, or with a group size of its own: "4g32".
         by: "kld": KL of the whole model's predictions, and the layer losses beside it; "loss": only
@@ -73,10 +73,10 @@ def sensitivity(
         raise ArgumentError(f"n_tokens is {n_tokens!r}.", remedy="Use a whole number from 2.")
     schemes = schemes_of(bits)
     opened = model if isinstance(model, Model) else open_model(model)
-    recipe = measured_recipe(recipe or Recipe())
+    recipe = recipe or Recipe()
     with reporter(progress) as report:
         calibration = _calibration(opened, recipe, calib)
-        job = settle(opened, recipe, calibration, format, report)
+        job = settle(opened, _for_single_layers(recipe), calibration, format, report)
         pass_ = _Pass(job, schemes, calibration, n_tokens if by == "kld" else None)
         measured = pass_.run()
     return Sensitivity(
@@ -94,9 +94,10 @@ def sensitivity(
     )
 
 
-def measured_recipe(recipe: Recipe) -> Recipe:
-    """The recipe by which single layers are quantized: AWQ's folds would change their neighbours."""
-    return recipe.with_(method="gptq") if recipe.method.startswith("awq") else recipe
+def _for_single_layers(recipe: Recipe) -> Recipe:
+    """The recipe without what needs other layers: AWQ's folds, and the quantized blocks before."""
+    method = "gptq" if recipe.method.startswith("awq") else recipe.method
+    return recipe.with_(method=method, propagate="reference")
 
 
 def _calibration(model: Model, recipe: Recipe, calib: Any) -> Calibration:

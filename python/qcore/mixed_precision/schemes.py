@@ -12,11 +12,10 @@ from qcore.formats import FUSED_NAMES
 from qcore.spec import BITS, QuantSpec
 
 if TYPE_CHECKING:
-    from qcore.checkpoint.architectures import DecoderPlan
+    from qcore.checkpoint.architectures import DecoderPlan, LinearPlan
 
 DEFAULT_BITS = (3, 4, 8)
 _SCHEME = re.compile(r"(\d+)(?:g(\d+))?")
-_EXPERTS = ".experts."
 
 
 @dataclass(frozen=True)
@@ -102,18 +101,17 @@ def units_of(
         linears = [linear for linear in block.linears if linear.name in quantized]
         present = {linear.name for linear in linears} if fused else set()
         for linear in linears:
-            name, role = _unit_name(linear.name, linear.role, present)
+            name, role = _unit_name(linear, present)
+            if linear.expert is not None and block.experts is not None:
+                name, role = f"{block.experts.part}.experts", "experts"
             members = (*(units[name].layers if name in units else ()), linear.name)
             units[name] = Unit(name, block.index, role, members)
     return tuple(units.values())
 
 
-def _unit_name(layer: str, role: str, present: set[str]) -> tuple[str, str]:
-    before, experts, _ = layer.partition(_EXPERTS)
-    if experts:
-        return f"{before}.experts", "experts"
-    parent, _, leaf = layer.rpartition(".")
+def _unit_name(linear: LinearPlan, present: set[str]) -> tuple[str, str]:
+    parent, _, leaf = linear.name.rpartition(".")
     for fused_leaf, members in FUSED_NAMES:
         if leaf in members and all(f"{parent}.{member}" in present for member in members):
             return f"{parent}.{fused_leaf}", fused_leaf
-    return layer, role
+    return linear.name, linear.role
