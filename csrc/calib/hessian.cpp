@@ -15,14 +15,16 @@ namespace qcore::calib {
 namespace {
 
 // Channels that one thread looks at together: their sums stay in its L1.
-constexpr int64_t kChannelBlock = 256;
+constexpr int64_t kChannelBlock = 128;
+// Rows whose magnitudes join the sums in one pass over them.
+constexpr int kRowsTogether = 4;
 // Rows that one thread copies into the chunks.
 constexpr int64_t kCopyRows = 64;
 // A square of the matrix that one thread mirrors; two of them fit L1.
 constexpr int64_t kMirrorTile = 32;
 
 uint32_t magnitude_bits(float value) { return bits_of(value) & 0x7fffffffu; }
-constexpr uint32_t kInfinityBits = 0x7f800000u;
+constexpr int32_t kInfinityBits = 0x7f800000;
 
 // Rows of one weight waiting to be summed.
 struct Chunk {
@@ -39,33 +41,61 @@ struct Sums {
   std::vector<float> abs_max;
 };
 
-// Adds the rows of x to `sums`, channel by channel in the order of the rows.
-// False when something is not finite.
+// Adds kRows rows of `channels` numbers, each times its weight, to abs_sum, row after row;
+// `largest` keeps the bits of the largest magnitudes, whose order is that of whole numbers.
+template <int kRows, typename T>
+void add_rows(const T* const* rows, const double* weights, int64_t channels, double* abs_sum,
+              int32_t* largest) {
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = abs_sum[c];
+    int32_t most = largest[c];
+    for (int r = 0; r < kRows; ++r) {
+      const uint32_t bits = magnitude_bits(to_float(rows[r][c]));
+      most = std::max(most, static_cast<int32_t>(bits));
+      sum += weights[r] * static_cast<double>(float_of(bits));
+    }
+    abs_sum[c] = sum;
+    largest[c] = most;
+  }
+}
+
+// Adds channels [begin, end) of the rows of x to `sums`, in the order of the rows. False when
+// something is not finite.
 template <typename T>
 bool add_channels(const AnyMatrixView& x, const float* weights, int64_t begin, int64_t end,
                   Sums& sums) {
-  uint32_t largest_any[kChannelBlock] = {};
+  int32_t largest[kChannelBlock] = {};
+  int32_t largest_uncounted[kChannelBlock] = {};
+  double* abs_sum = sums.abs_sum.data() + begin;
+  const T* waiting[kRowsTogether];
+  double their_weights[kRowsTogether];
+  int count = 0;
   for (int64_t t = 0; t < x.rows; ++t) {
-    const T* row = static_cast<const T*>(x.row(t));
+    const T* row = static_cast<const T*>(x.row(t)) + begin;
     const float weight = weights == nullptr ? 1.0f : weights[t];
     if (weight == 0.0f) {
-      for (int64_t c = begin; c < end; ++c) {
-        largest_any[c - begin] = std::max(largest_any[c - begin], magnitude_bits(to_float(row[c])));
+      for (int64_t c = 0; c < end - begin; ++c) {
+        const auto bits = static_cast<int32_t>(magnitude_bits(to_float(row[c])));
+        largest_uncounted[c] = std::max(largest_uncounted[c], bits);
       }
       continue;
     }
-    const double w = static_cast<double>(weight);
-    double* abs_sum = sums.abs_sum.data();
-    float* abs_max = sums.abs_max.data();
-    for (int64_t c = begin; c < end; ++c) {
-      const uint32_t bits = magnitude_bits(to_float(row[c]));
-      const float magnitude = float_of(bits);
-      largest_any[c - begin] = std::max(largest_any[c - begin], bits);
-      abs_max[c] = magnitude > abs_max[c] ? magnitude : abs_max[c];
-      abs_sum[c] += w * static_cast<double>(magnitude);
-    }
+    waiting[count] = row;
+    their_weights[count++] = static_cast<double>(weight);
+    if (count < kRowsTogether) continue;
+    add_rows<kRowsTogether>(waiting, their_weights, end - begin, abs_sum, largest);
+    count = 0;
   }
-  return *std::max_element(largest_any, largest_any + kChannelBlock) < kInfinityBits;
+  for (int r = 0; r < count; ++r) {
+    add_rows<1>(waiting + r, their_weights + r, end - begin, abs_sum, largest);
+  }
+  bool finite = true;
+  for (int64_t c = 0; c < end - begin; ++c) {
+    finite = finite && std::max(largest[c], largest_uncounted[c]) < kInfinityBits;
+    float& abs_max = sums.abs_max[static_cast<size_t>(begin + c)];
+    abs_max = std::max(abs_max, float_of(static_cast<uint32_t>(largest[c])));
+  }
+  return finite;
 }
 
 template <typename T>
