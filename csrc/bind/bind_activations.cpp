@@ -18,15 +18,20 @@
 namespace qcore::bind {
 namespace {
 
-py::array_t<double> gram(const py::array& x, double factor) {
+// Adds to `out`, or to zeros.
+py::array gram(const py::array& x, double factor, const std::optional<py::array>& out) {
   const AnyMatrixView view = as_any_matrix(x, "x");
-  py::array_t<double> out =
-      py::module_::import("numpy").attr("zeros")(py::make_tuple(view.columns, view.columns));
-  const kernels::GramArgs args{view.data,    view.dtype, view.row_stride,   view.rows,
-                               view.columns, factor,     out.mutable_data()};
+  const int64_t k = view.columns;
+  py::array sums =
+      out ? *out : py::array(py::module_::import("numpy").attr("zeros")(py::make_tuple(k, k)));
+  require_shape(sums, "out", k, k);
+  const MatrixView<double> to = as_output_matrix<double>(sums, "out");
+  if (k > 1 && to.row_stride != k) throw DtypeError("out is not contiguous. Pass a whole array.");
+  const kernels::GramArgs args{view.data, view.dtype, view.row_stride, view.rows,
+                               k,         factor,     to.data};
   const py::gil_scoped_release nogil;
   kernels::gram(args, active_backend());
-  return out;
+  return sums;
 }
 
 // Keys and values of stacked sequences in pages, and the sequences of q that read them.
@@ -208,8 +213,8 @@ py::dict compare_logits(const py::array& base, const std::optional<py::array>& o
 }  // namespace
 
 void bind_activations(py::module_& module) {
-  module.def("gram", &gram, py::arg("x"), py::arg("factor") = 1.0,
-             "factor · xᵀ · x in float64, upper triangle; zeros below.");
+  module.def("gram", &gram, py::arg("x"), py::arg("factor") = 1.0, py::arg("out") = py::none(),
+             "out (zeros) + factor · xᵀ · x in float64, upper triangle; the rest stays.");
   module.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"),
              py::arg("n_queries"), py::arg("n_keys"), py::arg("n_heads"), py::arg("n_kv_heads"),
              py::arg("scale"), py::arg("softcap") = 0.0f, py::arg("window") = 0,

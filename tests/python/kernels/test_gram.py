@@ -95,6 +95,32 @@ def test_threads_do_not_change_a_byte(backend, dtype, rng):
     assert results[0] == results[1] == results[2]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_adds_to_what_is_there_and_leaves_the_lower_triangle(backend, rng):
+    x = random_rows(rng, (50, 70), np.float32)
+    before = rng.standard_normal((70, 70))
+    after = before.copy()
+    with forced_backend(backend):
+        found = _core.gram(x, 0.5, out=after)
+        expected = np.triu(before + _core.gram(x, 0.5)) + np.tril(before, -1)
+    assert found is after
+    assert (after == expected).all()
+
+
+def test_rejects_a_result_that_does_not_fit():
+    x = np.zeros((2, 3), np.float32)
+    with pytest.raises(ValueError, match=r"out has shape \(3, 4\), not \(3, 3\)"):
+        _core.gram(x, out=np.zeros((3, 4)))
+    with pytest.raises(TypeError, match="out is not contiguous"):
+        _core.gram(x, out=np.zeros((3, 4))[:, :3])
+    with pytest.raises(TypeError, match="out is float32"):
+        _core.gram(x, out=np.zeros((3, 3), np.float32))
+    fixed = np.zeros((3, 3))
+    fixed.flags.writeable = False
+    with pytest.raises(TypeError, match="out is read-only"):
+        _core.gram(x, out=fixed)
+
+
 def test_rejects_float16():
     with pytest.raises(TypeError, match=r"x is float16\. Pass float32 or bfloat16"):
         _core.gram(np.zeros((2, 3), np.float16))
