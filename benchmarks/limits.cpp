@@ -17,12 +17,20 @@
 
 namespace {
 
-constexpr int kLanes = 16;         // of 32 bits, in 64 bytes
-constexpr int kAccumulators = 16;  // independent sums: more than latency times issue width
+// A vector fills one register. Independent sums: more than latency times issue width, and with the
+// two factors no more than there are registers, 32 or 16.
+#ifdef __AVX512F__
+constexpr int kVectorBytes = 64;
+constexpr int kAccumulators = 16;
+#else
+constexpr int kVectorBytes = 32;
+constexpr int kAccumulators = 12;
+#endif
+constexpr int kLanes = kVectorBytes / 4;  // of 32 bits
 constexpr size_t kHugePage = size_t{2} << 20;
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int64_t Words __attribute__((vector_size(64)));
+typedef float Floats __attribute__((vector_size(kVectorBytes)));
+typedef int64_t Words __attribute__((vector_size(kVectorBytes)));
 
 // Runs body(index) in `threads` threads, each on a CPU of its own: a limit must not depend on where
 // the system happens to put them. They are new ones, since the pool that the kernels share may not

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks.harness import Session, parser
-from benchmarks.kernels import attention, dense, gram, logits, packed, solve
+from benchmarks.kernels import attention, avx2, dense, gram, logits, packed, solve
 
 KERNELS = {
     "packed": packed.bench,
@@ -19,6 +19,7 @@ KERNELS = {
     "solve": solve.bench,
     "attention": attention.bench,
     "logits": logits.bench,
+    "avx2": avx2.bench,
 }
 
 

@@ -4,6 +4,10 @@ FLOP of attention = 4 · head_dim for each pair of a query and a key it sees; it
 The block is one of the 1B Llama shape with packed 4-bit layers (g128, int8 activations) on 2,048 tokens. What is not
 its linear layers' time is the block's less that of these layers called one by one: attention, norms, rotary,
 activation and the sums between them.
+
+Decoding reads the keys and values of all earlier tokens, in bfloat16: bytes = 4 · n_kv_heads · head_dim of each. Its
+time is that of one token through a narrow block with a long cache, each run with the next of several caches (cold),
+less that through the same block with an empty one.
 """
 
 from __future__ import annotations
@@ -16,14 +20,17 @@ import numpy as np
 
 import qcore
 from benchmarks.harness import Session
-from benchmarks.random_checkpoint import LLAMA_1B, write_checkpoint
-from benchmarks.timing import Contender
+from benchmarks.random_checkpoint import LLAMA_1B, Shape, write_checkpoint
+from benchmarks.timing import Contender, n_copies, rotating
 from qcore import QuantSpec, _core, quantize_rtn
 
 # n_sequences, n_tokens of each, n_heads, n_kv_heads, head_dim: the 1B shape, SmolLM2-135M, an 8B model.
 SHAPES = ((1, 2048, 32, 8, 64), (4, 512, 9, 3, 64), (1, 512, 32, 8, 128))
 N_TOKENS = 2048
 PAIRS = 12
+# 32 heads that share 8 of keys, of 128: an 8B model's. The rest of the block is small.
+NARROW = Shape(256, 1, 32, 8, 128, 256, 256)
+CACHED_TOKENS = 8192  # 32 MiB of keys and values
 
 
 def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, hidden: np.ndarray) -> np.ndarray:
@@ -37,6 +44,8 @@ def bench(session: Session) -> None:
     for shape in SHAPES[: 1 if session.quick else None]:
         bench_attention(session, *shape)
     share_of_block(session)
+    if not session.quick:
+        decode(session)
 
 
 def bench_attention(
@@ -143,4 +152,44 @@ def share_of_block(session: Session) -> None:
         *(100 * others, "%", 15),
         better="lower",
         rival="the block",
+    )
+
+
+def decode(session: Session) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        block = qcore.open(write_checkpoint(Path(folder), NARROW)).block(0)
+    x = session.rng.standard_normal((CACHED_TOKENS, NARROW.hidden_size), dtype=np.float32)
+    last = x[-1:]
+    nbytes = 4 * NARROW.n_kv_heads * NARROW.head_dim * CACHED_TOKENS
+
+    def filled() -> _core.KvCache:
+        cache = block.new_cache()
+        block.forward(x[:-1], (CACHED_TOKENS - 1,), cache=cache)
+        return cache
+
+    def step(cache: _core.KvCache) -> np.ndarray:
+        return block.forward(last, (1,), cache=cache)
+
+    caches = [filled() for _ in range(n_copies(nbytes, cold=True))]
+    exact = block.forward(x, (CACHED_TOKENS,), activations="float32")[-1]
+    error = float(np.linalg.norm(step(caches[0]) - exact) / np.linalg.norm(exact))
+    if not error <= 0.02:  # two roundings to bfloat16, 2^-9 each, in each of two layers in a row
+        raise AssertionError(f"one token with a cache is {error:.3g} off")
+    measured = session.compare(
+        f"one token after {CACHED_TOKENS}, 32/8 heads of 128, cold",
+        [
+            *session.limit("read"),
+            Contender("empty cache", lambda: step(block.new_cache())),
+            Contender("full cache", rotating(step, caches), nbytes=nbytes, error=error),
+        ],
+    )
+    if "read stream" not in measured.times:
+        return
+    times = {name: found.seconds for name, found in measured.times.items()}
+    rate = nbytes / (times["full cache"] - times["empty cache"])
+    stream = measured.times["read stream"].contender.nbytes / times["read stream"]
+    session.state(
+        f"attention of one token after {CACHED_TOKENS}: share of the read stream",
+        *(100 * float(np.median(rate / stream)), "%"),
+        rival="read stream",
     )

@@ -63,7 +63,10 @@ def product(
     def run() -> float:
         asked.write("\n")
         asked.flush()
-        return float(told.readline())
+        line = told.readline()
+        if not line:
+            raise RuntimeError(f"{kind} stopped with status {process.wait()}")
+        return float(line)
 
     nbytes = layers * N * K * Q4_0_BITS / 8 if kind in Q4_0 else 0.0
     error = float(first) if first.strip() else None

@@ -34,6 +34,9 @@ def main() -> int:
     options.add_argument(
         "--peer-samples", type=int, default=16, help="conversations when rivals quantize [16]"
     )
+    options.add_argument(
+        "--recipes", choices=recipes.NAMES, nargs="+", default=recipes.NAMES, metavar="NAME"
+    )
     options.add_argument("--rows", type=int, default=20, help="held-out samples of each kind")
     options.add_argument("--group-size", type=int, help="of the recipes [the default's]")
     session = Session("pipeline", options.parse_args())

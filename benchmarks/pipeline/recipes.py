@@ -1,7 +1,8 @@
 """The main job on a real model: time, memory and KL of each recipe, against plain rounding on the same grid.
 
-Every recipe runs in a process of its own, so that its peak memory is its own; all are judged on the same tokens. KL is
-KL(original || artifact) in nats per token, with its standard error over conversations; `ratio` is KL / KL(rounding).
+Every recipe runs in a process of its own, so that its peak memory is its own; all are judged on the same tokens: chat,
+WikiText, or both, as --chat and --wiki are given. KL is KL(original || artifact) in nats per token, with its standard
+error over conversations; `ratio` is KL / KL(rounding). --recipes names some; their plain rounding runs with them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,27 @@ MOST_SECONDS, MOST_MEGABYTES = 120, 1200
 # Name, recipe keys, artifact format. The first of each pair of grids is plain rounding, the yardstick of the others.
 RUNS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("rtn asym", {"method": "rtn"}, "awq"),
-    ("default (gptq asym)", {}, "awq"),
+    ("default", {}, "awq"),  # gptq asym
     ("awq asym", {"method": "awq"}, "awq"),
     ("awq+gptq asym", {"method": "awq+gptq"}, "awq"),
     ("rtn sym", {"method": "rtn", "symmetric": True}, "gptq"),
     ("gptq sym", {"symmetric": True}, "gptq"),
 )
+
+
+NAMES = tuple(name for name, _, _ in RUNS)
+
+
+def chosen(names: Sequence[str]) -> list[tuple[str, dict[str, Any], str]]:
+    """The runs of these names, and before them plain rounding on each of their grids."""
+    wanted = [run for run in RUNS if run[0] in names]
+    grids = {bool(keys.get("symmetric")) for _, keys, _ in wanted}
+    return [
+        run
+        for run in RUNS
+        if run in wanted
+        or (run[1].get("method") == "rtn" and bool(run[1].get("symmetric")) in grids)
+    ]
 
 
 def chat_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -54,6 +70,9 @@ def wiki_texts(path: Path) -> Iterator[str]:
     yield "".join(article)
 
 
+READERS = {"chat": chat_rows, "wiki": wiki_texts}
+
+
 def run_one(settings: dict[str, Any], keys: dict[str, Any], form: str, out: Path) -> dict[str, Any]:
     """Quantizes and judges; runs in a child process."""
     import qcore
@@ -66,6 +85,7 @@ def run_one(settings: dict[str, Any], keys: dict[str, Any], form: str, out: Path
         model=model,
         n_samples=settings["n_samples"],
         max_length=settings["max_length"],
+        few_samples=True,
     )
     start = time.perf_counter()
     artifact = qcore.quantize(
@@ -80,8 +100,8 @@ def run_one(settings: dict[str, Any], keys: dict[str, Any], form: str, out: Path
     peak = peak_megabytes()
     rows = settings["rows"]
     held = {
-        "chat": list(itertools.islice(chat_rows(Path(settings["chat"])), rows)),
-        "wiki": list(itertools.islice(wiki_texts(Path(settings["wiki"])), rows)),
+        kind: list(itertools.islice(READERS[kind](Path(file)), rows))
+        for kind, file in settings["held"].items()
     }
     scores = {
         name: qcore.evaluate(
@@ -100,27 +120,26 @@ def run_one(settings: dict[str, Any], keys: dict[str, Any], form: str, out: Path
 def bench(session: Session) -> None:
     """The table of recipes; the default's time and memory have goals."""
     options = session.options
-    if not (options.model and options.calib and options.chat and options.wiki):
-        told = "give --model, --calib, --chat and --wiki"
+    held = {kind: getattr(options, kind) for kind in READERS if getattr(options, kind)}
+    if not (options.model and options.calib and held):
+        told = "give --model, --calib, and --chat or --wiki"
         session.state("quantize, KL of each recipe", None, "nats", missing=told)
         return
     settings = {
         "model": options.model,
         "calib": options.calib,
-        "chat": options.chat,
-        "wiki": options.wiki,
+        "held": held,
         "rows": 2 if session.quick else options.rows,
         "n_samples": 8 if session.quick else N_SAMPLES,
         "max_length": MAX_LENGTH,
         "group_size": options.group_size,
     }
-    print(
-        f"\n{'recipe':22} {'s':>6} {'MB':>6}  {'KL chat':>16} {'ratio':>6}  {'KL wiki':>16} {'ratio':>6}"
-    )
+    heads = "  ".join(f"{f'KL {kind}':>16} {'ratio':>6}" for kind in held)
+    print(f"\n{'recipe':22} {'s':>6} {'MB':>6}  {heads}")
     yardstick: dict[bool, dict[str, float]] = {}
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        for name, keys, form in RUNS[: 2 if session.quick else None]:
+        for name, keys, form in chosen(["default"] if session.quick else options.recipes):
             with context.Pool(1) as pool:
                 result = pool.apply(
                     run_one, (settings, keys, form, Path(folder) / name.replace(" ", "-"))
@@ -131,12 +150,12 @@ def bench(session: Session) -> None:
             )
             cells = "  ".join(
                 f"{kld[kind]['mean']:8.4f} ±{kld[kind]['se']:6.4f} {kld[kind]['mean'] / base[kind]:6.3f}"
-                for kind in ("chat", "wiki")
+                for kind in held
             )
             print(
                 f"{name:22} {result['seconds']:6.1f} {result['peak_mb']:6.0f}  {cells}", flush=True
             )
-            for kind in ("chat", "wiki"):
+            for kind in held:
                 session.state(f"KL {kind}, {name}", kld[kind]["mean"], "nats", better="lower")
             if not keys:
                 told = f"{result['tokens']:,} tokens"
