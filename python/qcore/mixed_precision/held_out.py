@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from qcore import _core
 from qcore.calibrate import Stream, advance
-from qcore.errors import CalibrationError, NumericalError
+from qcore.errors import NumericalError
 from qcore.eval.statistics import ClusteredMean, clustered_mean
 from qcore.eval.stream import HIDDEN_BYTES, LOGITS_BYTES
 from qcore.spec import Array, Float32Array, QuantizedLinear
 
 if TYPE_CHECKING:
+    from qcore.data import Calibration
     from qcore.model import Block, Model
 
 # Several samples, so that the standard error means something; few, so that each is long enough to
@@ -32,32 +33,19 @@ LEAST_TOKENS = 2
 ACTIVATIONS = "float32"
 
 
-def split(sequences: Sequence[Array], n_tokens: int) -> tuple[list[Array], list[Array]]:
-    """Sets samples apart, evenly from the whole set.
-
-    Args:
-        sequences: token ids of the samples.
-        n_tokens: about how many tokens are held out; samples are cut to an equal share of it.
-
-    Returns:
-        The samples to calibrate on, and the ones held out.
+def split(
+    calibration: Calibration, n_tokens: int, seed: int
+) -> tuple[Sequence[Array], list[Array]]:
+    """Token ids of the samples to calibrate on, and of those held out: about `n_tokens` in all, each
+    sample cut to an equal share of them.
 
     Raises:
         CalibrationError: CALIB_TOO_SMALL, fewer than two samples.
     """
-    if len(sequences) < 2:
-        raise CalibrationError(
-            f"The calibration set has {len(sequences)} sample, and one part of it is held out.",
-            code="CALIB_TOO_SMALL",
-            found=len(sequences),
-            needed=2,
-            remedy="Give at least 2 samples; 64 or more make useful statistics.",
-        )
-    stride = max(2, len(sequences) // HELD_OUT_SAMPLES)
-    chosen = range(stride - 1, len(sequences), stride)
-    share = max(LEAST_TOKENS, -(-n_tokens // len(chosen)))
-    kept = [tokens for i, tokens in enumerate(sequences) if i not in chosen]
-    return kept, [sequences[i][:share] for i in chosen]
+    count = max(1, min(HELD_OUT_SAMPLES, len(calibration) // 2))
+    kept, held = calibration.split(count, seed=seed)
+    share = max(LEAST_TOKENS, -(-n_tokens // count))
+    return kept.sequences, [tokens[:share] for tokens in held.sequences]
 
 
 class HeldOut:

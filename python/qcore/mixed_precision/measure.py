@@ -24,7 +24,7 @@ from qcore.model import Model, open_model
 from qcore.progress import Progress, reporter
 from qcore.recipe import Recipe
 from qcore.solve_block import finite_weight, solve_block
-from qcore.spec import QuantizedLinear
+from qcore.spec import Array, QuantizedLinear
 
 if TYPE_CHECKING:
     from qcore.eval.statistics import ClusteredMean
@@ -136,9 +136,10 @@ class _Pass:
         self._job = job
         self._schemes = schemes
         self._units = _measured_units(job)
-        sequences, held_out = list(calibration.sequences), None
+        sequences: Sequence[Array] = calibration.sequences
+        held_out: list[Array] | None = None
         if n_tokens is not None:
-            sequences, held_out = split(sequences, n_tokens)
+            sequences, held_out = split(calibration, n_tokens, job.recipe.seed)
         self._ticks = _Ticks(job.report, self._work(held_out is not None))
         self._stream = open_stream(job.model, sequences, job.recipe)
         self._held: HeldOut | None = None

@@ -196,16 +196,29 @@ def test_refusals_come_before_the_work(model, calibration, options, error, said)
         qcore.sensitivity(model, **{"calib": calibration, "progress": "none", **options})
 
 
-def test_samples_are_held_out_evenly_and_cut_to_a_share():
-    sequences = [np.full(100, i) for i in range(64)]
-    kept, held = split(sequences, 320)
-    assert [int(tokens[0]) for tokens in held] == list(range(3, 64, 4))
-    assert {len(tokens) for tokens in held} == {20}
-    assert len(kept) == 48
-    kept, held = split(sequences[:2], 10)
-    assert (len(kept), [len(tokens) for tokens in held]) == (1, [10])
-    with pytest.raises(CalibrationError, match="1 sample"):
-        split(sequences[:1], 10)
+@pytest.mark.parametrize(("n_samples", "held_out"), [(2, 1), (12, 6), (64, 16)])
+def test_samples_are_held_out_and_cut_to_a_share(model, n_samples, held_out):
+    texts = [f"A sample of some length, number {i}: {i * i} is its square." for i in range(64)]
+    whole = qcore.Calibration.build(
+        texts[:n_samples], model=model, n_samples=None, few_samples=True
+    )
+    kept, held = split(whole, 5 * held_out, seed=0)
+    assert [len(tokens) for tokens in held] == [5] * held_out
+    assert len(kept) == n_samples - held_out
+    starts = {tuple(tokens[:5]) for tokens in held}
+    assert len({tuple(tokens) for tokens in whole.sequences}) == n_samples
+    assert starts <= {tuple(tokens[:5]) for tokens in whole.sequences}
+
+
+def test_one_sample_cannot_be_split(model):
+    one = qcore.Calibration.build(
+        ["A single text of a good many words, so that it is long enough for a sample of its own."],
+        model=model,
+        n_samples=None,
+        few_samples=True,
+    )
+    with pytest.raises(CalibrationError, match="1 of 1 samples cannot be held out"):
+        qcore.sensitivity(model, calib=one, progress="none")
 
 
 def test_the_experts_of_a_block_are_one_unit():
