@@ -83,7 +83,7 @@ class Product {
 
   // y points to the row of y that belongs to row 0 of x.
   void run_block(const Block& block, const PreparedRows& x, float* y) const {
-    if (args_.n_tokens <= kMostRowsInPlace) {
+    if (args_.n_tokens <= kMostRowsInPlace && !args_.weight_transposed) {
       run_few_rows(block, x, y);
     } else {
       run_panels(block, x, y);
@@ -105,7 +105,7 @@ class Product {
         few.x = x.data + block.row * x.stride_bytes + input / inputs_per_step_ * kWordBytes;
         few.weight = weight_part(n, std::min(kStripWidth, end - n), input, inputs);
         few.ahead = last ? weight_at(n + kStripWidth, 0) : weight_at(n, input + inputs);
-        few.resume = input > 0;
+        few.resume = args_.add || input > 0;
         few.bias = args_.bias != nullptr && last ? args_.bias + n : nullptr;
         (pairs_ ? tiles_.few_rows_pairs : tiles_.few_rows_floats)(few);
         input += inputs;
@@ -129,7 +129,7 @@ class Product {
       const int64_t step = p * panel_steps;
       tile.x = x.data + block.row * x.stride_bytes + step * kWordBytes;
       tile.steps = std::max<int64_t>(0, std::min(panel_steps, steps_ - step));
-      tile.resume = p > 0;
+      tile.resume = args_.add || p > 0;
       for (int64_t n = block.output; n < block.output + block.outputs; n += kPanelOutputs) {
         tile.outputs = std::min(kPanelOutputs, block.output + block.outputs - n);
         tile.y = y + block.row * args_.y_stride + n;
@@ -145,13 +145,19 @@ class Product {
   }
 
   const uint8_t* weight_at(int64_t output, int64_t input) const {
+    const int64_t row = args_.weight_transposed ? input : output;
+    const int64_t column = args_.weight_transposed ? output : input;
     return static_cast<const uint8_t*>(args_.weight) +
-           (output * args_.weight_stride + input) * size_in_bytes(args_.weight_dtype);
+           (row * args_.weight_stride + column) * size_in_bytes(args_.weight_dtype);
   }
 
   PanelSource weight_part(int64_t output, int64_t outputs, int64_t input, int64_t inputs) const {
-    return {weight_at(output, input), args_.weight_stride * size_in_bytes(args_.weight_dtype),
-            args_.weight_dtype, outputs, inputs};
+    return {weight_at(output, input),
+            args_.weight_stride * size_in_bytes(args_.weight_dtype),
+            args_.weight_dtype,
+            args_.weight_transposed,
+            outputs,
+            inputs};
   }
 
   const DenseMatmulArgs& args_;

@@ -1,4 +1,4 @@
-// y = x · weightᵀ (+ bias) with a dense weight.
+// y = x · weightᵀ (+ bias), or x · weight, with a dense weight.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@ namespace qcore::kernels {
 // contiguous.
 //
 //   x       (M, K)  float32 or bfloat16
-//   weight  (N, K)  float32, bfloat16 or float16
+//   weight  (N, K)  float32, bfloat16 or float16; (K, N) when weight_transposed: y = x · weight
 //   bias    (N,)    float32, or null
-//   y       (M, N)  float32, overwritten, must not alias x
+//   y       (M, N)  float32, overwritten (or added to, see `add`), must not alias x
 //
 // bfloat16 x with a bfloat16 weight: exact products, float32 sums. Every other pair: both sides as
 // float32, fused multiply-adds in float32. |error| <= 2 · K · 2^-24 · |x row|₂ · |weight row|₂, and
@@ -34,6 +34,8 @@ struct DenseMatmulArgs {
   int64_t n_tokens = 0;
   int64_t out_features = 0;
   int64_t in_features = 0;
+  bool weight_transposed = false;
+  bool add = false;  // the sums start from what y holds
 };
 
 // Throws ArgumentError for a pair of dtypes not listed above or a negative size.

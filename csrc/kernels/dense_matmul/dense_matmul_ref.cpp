@@ -25,9 +25,11 @@ float load(const void* data, Dtype dtype, int64_t index) {
 float dot(const DenseMatmulArgs& args, int64_t m, int64_t n) {
   const auto x = [&](int64_t k) { return load(args.x, args.x_dtype, m * args.x_stride + k); };
   const auto w = [&](int64_t k) {
-    return load(args.weight, args.weight_dtype, n * args.weight_stride + k);
+    const int64_t index =
+        args.weight_transposed ? k * args.weight_stride + n : n * args.weight_stride + k;
+    return load(args.weight, args.weight_dtype, index);
   };
-  float sum = 0.0f;
+  float sum = args.add ? args.y[m * args.y_stride + n] : 0.0f;
   const int64_t K = args.in_features;
   if (args.x_dtype == Dtype::kBfloat16 && args.weight_dtype == Dtype::kBfloat16) {
     // Pairs of inputs, the odd one first: what the bfloat16 dot instruction does.

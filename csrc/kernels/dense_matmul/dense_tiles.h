@@ -8,11 +8,13 @@
 
 namespace qcore::kernels {
 
-// Rows of a weight, (outputs, inputs), to be laid out as a panel.
+// A piece of a weight, (outputs, inputs), or (inputs, outputs) when transposed, to be laid out as a
+// panel.
 struct PanelSource {
   const uint8_t* weight = nullptr;
   int64_t stride_bytes = 0;
   Dtype dtype = Dtype::kFloat32;
+  bool transposed = false;
   int64_t outputs = 0;
   int64_t inputs = 0;
 };

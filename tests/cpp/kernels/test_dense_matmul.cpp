@@ -1,4 +1,5 @@
 // dense_matmul on whatever CPU this is: the reference against double, the fast ones against it.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -53,9 +54,8 @@ struct Shape {
   int64_t M, N, K;
 };
 
-std::vector<float> product(const Shape& shape, const Matrix& x, const Matrix& weight,
-                           const std::vector<float>& bias, Backend backend) {
-  std::vector<float> y(static_cast<size_t>(shape.M * shape.N), -1.0f);
+DenseMatmulArgs arguments(const Shape& shape, const Matrix& x, const Matrix& weight,
+                          const std::vector<float>& bias, std::vector<float>& y) {
   DenseMatmulArgs args;
   args.x = x.data();
   args.x_dtype = x.dtype;
@@ -69,7 +69,13 @@ std::vector<float> product(const Shape& shape, const Matrix& x, const Matrix& we
   args.n_tokens = shape.M;
   args.out_features = shape.N;
   args.in_features = shape.K;
-  kernels::dense_matmul(args, backend);
+  return args;
+}
+
+std::vector<float> product(const Shape& shape, const Matrix& x, const Matrix& weight,
+                           const std::vector<float>& bias, Backend backend) {
+  std::vector<float> y(static_cast<size_t>(shape.M * shape.N), -1.0f);
+  kernels::dense_matmul(arguments(shape, x, weight, bias, y), backend);
   return y;
 }
 
@@ -113,6 +119,67 @@ void every_backend_is_within_its_bound() {
   }
 }
 
+Matrix transposed(const Matrix& matrix, int64_t rows, int64_t columns) {
+  Matrix turned = matrix;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) {
+      const auto from = static_cast<size_t>(r * columns + c);
+      const auto to = static_cast<size_t>(c * rows + r);
+      turned.float32[to] = matrix.float32[from];
+      turned.bits[to] = matrix.bits[from];
+    }
+  }
+  return turned;
+}
+
+// The first half of the inputs, then the others added to them: the sums of one product.
+void in_two_parts(const Shape& shape, DenseMatmulArgs args, Backend backend) {
+  const float* bias = args.bias;
+  args.in_features = shape.K / 4 * 2;
+  args.bias = nullptr;
+  kernels::dense_matmul(args, backend);
+  const auto bytes = [&](const void* data, Dtype dtype, int64_t elements) {
+    return static_cast<const uint8_t*>(data) + elements * size_in_bytes(dtype);
+  };
+  args.x = bytes(args.x, args.x_dtype, args.in_features);
+  args.weight = bytes(args.weight, args.weight_dtype,
+                      args.in_features * (args.weight_transposed ? args.weight_stride : 1));
+  args.in_features = shape.K - args.in_features;
+  args.bias = bias;
+  args.add = true;
+  kernels::dense_matmul(args, backend);
+}
+
+void a_transposed_weight_and_a_sum_in_two_parts_give_the_same_bits() {
+  Numbers numbers;
+  for (const Shape& shape : {Shape{1, 1, 1}, Shape{9, 17, 33}, Shape{7, 100, 64}, Shape{33, 16, 7},
+                             Shape{2, 5, 0}, Shape{14, 70, 1050}, Shape{5, 18, 2101}}) {
+    for (const Dtype x_dtype : {Dtype::kFloat32, Dtype::kBfloat16}) {
+      for (const Dtype w_dtype : {Dtype::kFloat32, Dtype::kBfloat16, Dtype::kFloat16}) {
+        const Matrix x(shape.M, shape.K, x_dtype, numbers);
+        const Matrix weight(shape.N, shape.K, w_dtype, numbers);
+        const Matrix turned = transposed(weight, shape.N, shape.K);
+        const std::vector<float> bias = Matrix(1, shape.N, Dtype::kFloat32, numbers).float32;
+        for (const Backend backend : available_backends()) {
+          const std::vector<float> plain = product(shape, x, weight, bias, backend);
+          std::vector<float> y = plain;
+          DenseMatmulArgs args = arguments(shape, x, weight, bias, y);
+          in_two_parts(shape, args, backend);
+          CHECK(y == plain);
+          args.weight = turned.data();
+          args.weight_stride = shape.N;
+          args.weight_transposed = true;
+          std::fill(y.begin(), y.end(), -1.0f);
+          kernels::dense_matmul(args, backend);
+          CHECK(y == plain);
+          in_two_parts(shape, args, backend);
+          CHECK(y == plain);
+        }
+      }
+    }
+  }
+}
+
 void float32_sums_are_the_same_on_every_backend_and_thread_count() {
   Numbers numbers;
   const Shape shape{40, 150, 70};
@@ -141,6 +208,7 @@ void refuses_what_it_cannot_take() {
 
 int main() {
   every_backend_is_within_its_bound();
+  a_transposed_weight_and_a_sum_in_two_parts_give_the_same_bits();
   float32_sums_are_the_same_on_every_backend_and_thread_count();
   refuses_what_it_cannot_take();
   return qcore::test::report();

@@ -125,6 +125,18 @@ def test_threads_do_not_change_a_byte(backend, dtypes, rng):
         assert results[0] == results[1] == results[2]
 
 
+@pytest.mark.parametrize("dtypes", PAIRS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_transposed_weight_gives_the_same_bytes(backend, dtypes, rng):
+    for shape in SHAPES:
+        x, weight = random_pair(rng, shape, dtypes)
+        turned = np.full((shape[2], shape[1] + 9), np.nan, dtypes[1])
+        turned[:, 1 : 1 + shape[1]] = weight.T  # strided, misaligned; its neighbours are not read
+        with forced_backend(backend):
+            y = _core.dense_matmul(x, turned[:, 1 : 1 + shape[1]], transposed=True)
+        assert y.tobytes() == product(backend, x, weight).tobytes(), shape
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_stays_in_its_row(backend, rng):
     for dtypes in PAIRS:
