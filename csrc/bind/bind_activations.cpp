@@ -1,6 +1,7 @@
 // The kernels that work on activations, as Python sees them; private, for the tests and `eval`.
 #include <pybind11/stl.h>
 
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -10,9 +11,11 @@
 #include "bind/arrays.h"
 #include "bind/bind.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention_backward/attention_backward.h"
 #include "kernels/compare_logits/compare_logits.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gram/gram.h"
+#include "kernels/logit_gradient/logit_gradient.h"
 #include "model/kv_cache.h"
 
 namespace qcore::bind {
@@ -210,6 +213,120 @@ py::dict compare_logits(const py::array& base, const std::optional<py::array>& o
   return results;
 }
 
+// q, k and v side by side in one matrix, as a block has them; so is the result.
+py::array_t<float> attention_backward(const py::array& qkv, const py::array& out_gradient,
+                                      const std::vector<int64_t>& lengths, int64_t n_heads,
+                                      int64_t n_kv_heads, float scale, float softcap,
+                                      int64_t window) {
+  const auto states = as_matrix<float>(qkv, "qkv");
+  const auto gradient = as_matrix<float>(out_gradient, "out_gradient");
+  const int64_t heads = n_heads + 2 * n_kv_heads;
+  if (n_heads < 1 || n_kv_heads < 1 || states.columns % heads != 0) {
+    throw ArgumentError(message("qkv has ", states.columns, " columns for ", heads, " heads."));
+  }
+  const int64_t head_dim = states.columns / heads;
+  require_shape(out_gradient, "out_gradient", states.rows, n_heads * head_dim);
+  if (std::accumulate(lengths.begin(), lengths.end(), int64_t{0}) != states.rows) {
+    throw ArgumentError(message("lengths do not add up to the ", states.rows, " rows of qkv."));
+  }
+  auto out = new_array<float>({states.rows, states.columns});
+  kernels::AttentionBackwardArgs args;
+  args.q = states.data;
+  args.k = args.q + n_heads * head_dim;
+  args.v = args.k + n_kv_heads * head_dim;
+  args.stride = states.row_stride;
+  args.out_gradient = gradient.data;
+  args.out_gradient_stride = gradient.row_stride;
+  args.q_gradient = out.mutable_data();
+  args.k_gradient = args.q_gradient + n_heads * head_dim;
+  args.v_gradient = args.k_gradient + n_kv_heads * head_dim;
+  args.gradient_stride = states.columns;
+  args.lengths = lengths.data();
+  args.n_sequences = static_cast<int64_t>(lengths.size());
+  args.n_heads = n_heads;
+  args.n_kv_heads = n_kv_heads;
+  args.head_dim = head_dim;
+  args.scale = scale;
+  args.softcap = softcap;
+  args.window = window;
+  const py::gil_scoped_release nogil;
+  kernels::attention_backward(args, active_backend());
+  return out;
+}
+
+py::array_t<float> rms_norm_backward(const py::array& x, const py::array& weight, float eps,
+                                     const py::array& gradient) {
+  const auto xs = as_matrix<float>(x, "x");
+  const float* w = as_vector<float>(weight, "weight", xs.columns);
+  const auto gradients = as_matrix<float>(gradient, "gradient");
+  require_shape(gradient, "gradient", xs.rows, xs.columns);
+  auto out = new_array<float>({xs.rows, xs.columns});
+  const kernels::RmsNormBackwardArgs args{xs.data,
+                                          xs.row_stride,
+                                          w,
+                                          eps,
+                                          gradients.data,
+                                          gradients.row_stride,
+                                          out.mutable_data(),
+                                          xs.columns,
+                                          false,
+                                          xs.rows,
+                                          xs.columns};
+  const py::gil_scoped_release nogil;
+  kernels::rms_norm_backward(args, active_backend());
+  return out;
+}
+
+py::tuple gated_activation_backward(const py::array& gate, const py::array& up,
+                                    const py::array& gradient, const std::string& activation) {
+  const auto gates = as_matrix<float>(gate, "gate");
+  const auto ups = as_matrix<float>(up, "up");
+  const auto gradients = as_matrix<float>(gradient, "gradient");
+  require_shape(up, "up", gates.rows, gates.columns);
+  require_shape(gradient, "gradient", gates.rows, gates.columns);
+  auto of_gate = new_array<float>({gates.rows, gates.columns});
+  auto of_up = new_array<float>({gates.rows, gates.columns});
+  const kernels::GatedActivationBackwardArgs args{gates.data,
+                                                  gates.row_stride,
+                                                  ups.data,
+                                                  ups.row_stride,
+                                                  gradients.data,
+                                                  gradients.row_stride,
+                                                  of_gate.mutable_data(),
+                                                  gates.columns,
+                                                  of_up.mutable_data(),
+                                                  gates.columns,
+                                                  gates.rows,
+                                                  gates.columns,
+                                                  activation_named(activation)};
+  {
+    const py::gil_scoped_release nogil;
+    kernels::gated_activation_backward(args, active_backend());
+  }
+  return py::make_tuple(of_gate, of_up);
+}
+
+py::array_t<double> logit_gradient(py::array logits, const std::optional<py::array>& base,
+                                   const std::optional<py::array>& draws, float softcap) {
+  const auto out = as_output_matrix<float>(logits, "logits");
+  contiguous_logits(logits, "logits", -1, -1);
+  if (base.has_value() == draws.has_value()) {
+    throw ArgumentError("logit_gradient: pass either base or draws.");
+  }
+  auto losses = new_array<double>({out.rows});
+  kernels::LogitGradientArgs args;
+  args.logits = out.data;
+  args.rows = out.rows;
+  args.vocabulary = out.columns;
+  args.softcap = softcap;
+  args.losses = losses.mutable_data();
+  if (base) args.base = contiguous_logits(*base, "base", out.rows, out.columns);
+  if (draws) args.draws = as_vector<double>(*draws, "draws", out.rows);
+  const py::gil_scoped_release nogil;
+  kernels::logit_gradient(args, active_backend());
+  return losses;
+}
+
 }  // namespace
 
 void bind_activations(py::module_& module) {
@@ -227,6 +344,18 @@ void bind_activations(py::module_& module) {
              py::arg("activation") = "silu", "activation(gate) · up.");
   module.def("compare_logits", &compare_logits, py::arg("base"), py::arg("other"),
              py::arg("targets"), "How far other's next-token distributions are from base's.");
+  module.def("attention_backward", &attention_backward, py::arg("qkv"), py::arg("out_gradient"),
+             py::arg("lengths"), py::arg("n_heads"), py::arg("n_kv_heads"), py::arg("scale"),
+             py::arg("softcap") = 0.0f, py::arg("window") = 0,
+             "The gradient of attention with respect to qkv.");
+  module.def("rms_norm_backward", &rms_norm_backward, py::arg("x"), py::arg("weight"),
+             py::arg("eps"), py::arg("gradient"), "The gradient of rms_norm with respect to x.");
+  module.def("gated_activation_backward", &gated_activation_backward, py::arg("gate"),
+             py::arg("up"), py::arg("gradient"), py::arg("activation") = "silu",
+             "The gradients of gated_activation with respect to gate and up.");
+  module.def("logit_gradient", &logit_gradient, py::arg("logits"), py::arg("base") = py::none(),
+             py::arg("draws") = py::none(), py::arg("softcap") = 0.0f,
+             "Logits become the gradient of a loss with respect to them; returns the losses.");
 }
 
 }  // namespace qcore::bind

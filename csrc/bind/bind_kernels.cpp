@@ -12,12 +12,14 @@
 #include "bind/bind_spec.h"
 #include "bind/packed_weight.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention_backward/attention_backward.h"
 #include "kernels/cholesky_rows/cholesky_rows.h"
 #include "kernels/column_loop/column_loop.h"
 #include "kernels/compare_logits/compare_logits.h"
 #include "kernels/dense_matmul/dense_matmul.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gram/gram.h"
+#include "kernels/logit_gradient/logit_gradient.h"
 #include "kernels/packed_matmul/packed_matmul.h"
 #include "kernels/quadratic_form/quadratic_form.h"
 
@@ -39,15 +41,18 @@ void require_same_inputs(int64_t x_columns, int64_t in_features) {
 }
 
 py::array_t<float> dense_matmul(const py::array& x, const py::array& weight,
-                                const OptionalArray& bias) {
+                                const OptionalArray& bias, bool transposed) {
   const AnyMatrixView xs = as_any_matrix(x, "x");
   const AnyMatrixView w = as_any_matrix(weight, "weight");
-  require_same_inputs(xs.columns, w.columns);
-  const float* bias_data = bias_of(bias, w.rows);
-  auto y = new_array<float>({xs.rows, w.rows});
-  const kernels::DenseMatmulArgs args{xs.data, xs.dtype,     xs.row_stride, w.data,
-                                      w.dtype, w.row_stride, bias_data,     y.mutable_data(),
-                                      w.rows,  xs.rows,      w.rows,        w.columns};
+  const int64_t in_features = transposed ? w.rows : w.columns;
+  const int64_t out_features = transposed ? w.columns : w.rows;
+  require_same_inputs(xs.columns, in_features);
+  const float* bias_data = bias_of(bias, out_features);
+  auto y = new_array<float>({xs.rows, out_features});
+  const kernels::DenseMatmulArgs args{xs.data,      xs.dtype,     xs.row_stride, w.data,
+                                      w.dtype,      w.row_stride, bias_data,     y.mutable_data(),
+                                      out_features, xs.rows,      out_features,  in_features,
+                                      transposed};
   const py::gil_scoped_release nogil;
   kernels::dense_matmul(args, active_backend());
   return y;
@@ -123,7 +128,9 @@ constexpr KernelRow kKernels[] = {
     {"packed_matmul", &kernels::packed_matmul_backend},
     {"gram", &kernels::gram_backend},
     {"attention", &kernels::attention_backend},
+    {"attention_backward", &kernels::attention_backward_backend},
     {"elementwise", &kernels::elementwise_backend},
+    {"logit_gradient", &kernels::logit_gradient_backend},
     {"compare_logits", &kernels::compare_logits_backend},
     {"column_loop", &kernels::column_loop_backend},
     {"quadratic_form", &kernels::quadratic_form_backend},
@@ -145,7 +152,8 @@ void bind_kernels(py::module_& module) {
   module.def("kernel_backend", &kernel_backend, py::arg("name"),
              "The backend in force for one kernel.");
   module.def("dense_matmul", &dense_matmul, py::arg("x"), py::arg("weight"),
-             py::arg("bias") = py::none(), "x · weightᵀ (+ bias) in float32.");
+             py::arg("bias") = py::none(), py::arg("transposed") = false,
+             "x · weightᵀ (+ bias) in float32; x · weight when transposed.");
   py::class_<PackedWeightBuffer, PackedWeight>(module, "PackedWeight",
                                                "Codes, scales and zeros in the kernels' layout.")
       .def(py::init(&make_packed_weight), py::arg("codes"), py::arg("scales"), py::arg("zeros"),

@@ -22,7 +22,9 @@ def force_backend(name: str) -> None: ...
 def kernel_backend(name: str) -> str: ...
 
 # kernels: matrix products
-def dense_matmul(x: AnyArray, weight: AnyArray, bias: Float32 | None = None) -> Float32: ...
+def dense_matmul(
+    x: AnyArray, weight: AnyArray, bias: Float32 | None = None, transposed: bool = False
+) -> Float32: ...
 
 class PackedWeight:
     def __init__(
@@ -74,6 +76,26 @@ def attention(
 def rms_norm(x: Float32, weight: Float32, eps: float) -> Float32: ...
 def rotary(x: Float32, cos: Float32, sin: Float32, positions: Int64, n_heads: int) -> None: ...
 def gated_activation(gate: Float32, up: Float32, activation: str = "silu") -> Float32: ...
+def attention_backward(
+    qkv: Float32,
+    out_gradient: Float32,
+    lengths: Sequence[int],
+    n_heads: int,
+    n_kv_heads: int,
+    scale: float,
+    softcap: float = 0.0,
+    window: int = 0,
+) -> Float32: ...
+def rms_norm_backward(x: Float32, weight: Float32, eps: float, gradient: Float32) -> Float32: ...
+def gated_activation_backward(
+    gate: Float32, up: Float32, gradient: Float32, activation: str = "silu"
+) -> tuple[Float32, Float32]: ...
+def logit_gradient(
+    logits: Float32,
+    base: Float32 | None = None,
+    draws: Float64 | None = None,
+    softcap: float = 0.0,
+) -> Float64: ...
 def compare_logits(
     base: Float32, other: Float32 | None, targets: Int64
 ) -> dict[str, npt.NDArray[np.float64 | np.uint8]]: ...
@@ -258,11 +280,27 @@ class DecoderBlock:
         expert_tap: tuple[list[int], Callable[..., None]] | None = None,
         every_token: bool = False,
     ) -> Float32 | None: ...
+    def backward(
+        self,
+        hidden: Float32,
+        gradient: Float32,
+        lengths: npt.NDArray[np.int64],
+        activations: str = "float32",
+        taps: dict[str, Callable[..., object]] = ...,
+        squared_norms: bool = False,
+        out: Float32 | None = None,
+    ) -> tuple[Float32, dict[str, Float32]]: ...
 
 class Head:
     def __init__(
         self, linear: Linear, norm: Float32, norm_eps: float, softcap: float = 0.0
     ) -> None: ...
     def logits(self, hidden: Float32, activations: str = "float32") -> Float32: ...
+    def own_loss(
+        self, hidden: Float32, draws: Float64, activations: str = "float32"
+    ) -> tuple[Float32, Float64]: ...
+    def kl_loss(
+        self, hidden: Float32, base: Head, base_hidden: Float32, activations: str = "float32"
+    ) -> tuple[Float32, Float64]: ...
 
 def embed(table: AnyArray, token_ids: npt.NDArray[np.int64], scale: float = 1.0) -> Float32: ...

@@ -27,23 +27,6 @@ constexpr int kVectorsPerPage = static_cast<int>(kAttentionPage) / Lanes32::kLan
 // not seen. (-infinity itself would give infinity - infinity.)
 constexpr float kNoScore = -__FLT_MAX__;
 
-// tanh, |error| <= 4 · 2^-24 · |tanh x|: an odd polynomial near 0 (Cephes, tanhf), else by e^2x.
-QCORE_INLINE Lanes32::F tanh32(Lanes32::F x) {
-  using L = Lanes32;
-  const L::F one = L::spread(1.0f);
-  const L::F magnitude = L::abs(x);
-  const L::F square = x * x;
-  L::F p = L::spread(-5.70498872745e-3f);
-  p = L::fma(p, square, L::spread(2.06390887954e-2f));
-  p = L::fma(p, square, L::spread(-5.37397155531e-2f));
-  p = L::fma(p, square, L::spread(1.33314422036e-1f));
-  p = L::fma(p, square, L::spread(-3.33332819422e-1f));
-  const L::F near_zero = L::fma(p * square, x, x);
-  const L::F large = one - L::spread(2.0f) / (exp32(magnitude + magnitude) + one);
-  const L::F with_sign = L::select(L::less(x, L::zero()), L::zero() - large, large);
-  return L::select(L::less(magnitude, L::spread(0.625f)), near_zero, with_sign);
-}
-
 QCORE_INLINE float exp_of(float x) { return exp32(Lanes32::spread(x))[0]; }
 
 // Keys [first, last) of a page.

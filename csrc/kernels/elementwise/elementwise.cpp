@@ -29,16 +29,25 @@ constexpr BackendTable<RowsFunction<RmsNormArgs>> kRmsNorm{&rms_norm_ref, &rms_n
 constexpr BackendTable<RowsFunction<RotaryArgs>> kRotary{&rotary_ref, &rotary_avx2, &rotary_avx512};
 constexpr BackendTable<RowsFunction<GatedActivationArgs>> kGatedActivation{
     &gated_activation_ref, &gated_activation_avx2, &gated_activation_avx512};
+constexpr BackendTable<RowsFunction<RmsNormBackwardArgs>> kRmsNormBackward{
+    &rms_norm_backward_ref, &rms_norm_backward_avx2, &rms_norm_backward_avx512};
+constexpr BackendTable<RowsFunction<GatedActivationBackwardArgs>> kGatedActivationBackward{
+    &gated_activation_backward_ref, &gated_activation_backward_avx2,
+    &gated_activation_backward_avx512};
 #else
 constexpr BackendTable<RowsFunction<RmsNormArgs>> kRmsNorm{&rms_norm_ref, nullptr, nullptr};
 constexpr BackendTable<RowsFunction<RotaryArgs>> kRotary{&rotary_ref, nullptr, nullptr};
 constexpr BackendTable<RowsFunction<GatedActivationArgs>> kGatedActivation{&gated_activation_ref,
                                                                            nullptr, nullptr};
+constexpr BackendTable<RowsFunction<RmsNormBackwardArgs>> kRmsNormBackward{&rms_norm_backward_ref,
+                                                                           nullptr, nullptr};
+constexpr BackendTable<RowsFunction<GatedActivationBackwardArgs>> kGatedActivationBackward{
+    &gated_activation_backward_ref, nullptr, nullptr};
 #endif
 
 }  // namespace
 
-// The three kernels have the same backends.
+// All of them have the same backends.
 Backend elementwise_backend(Backend wanted) { return kRmsNorm.resolve(wanted); }
 
 void rms_norm(const RmsNormArgs& args, Backend backend) {
@@ -57,6 +66,15 @@ void rotary(const RotaryArgs& args, Backend backend) {
 void gated_activation(const GatedActivationArgs& args, Backend backend) {
   const Backend able = args.activation == Activation::kGelu ? Backend::kRef : backend;
   by_rows(args, args.columns, kGatedActivation[able]);
+}
+
+void rms_norm_backward(const RmsNormBackwardArgs& args, Backend backend) {
+  by_rows(args, args.columns, kRmsNormBackward[backend]);
+}
+
+void gated_activation_backward(const GatedActivationBackwardArgs& args, Backend backend) {
+  const Backend able = args.activation == Activation::kGelu ? Backend::kRef : backend;
+  by_rows(args, args.columns, kGatedActivationBackward[able]);
 }
 
 }  // namespace qcore::kernels

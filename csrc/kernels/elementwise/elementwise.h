@@ -1,5 +1,5 @@
 // The small operations between the matrix products of a block: norm, rotary embedding, gated
-// activation.
+// activation; and the gradients of the two that are not a rotation.
 #pragma once
 
 #include <cstdint>
@@ -61,6 +61,46 @@ struct GatedActivationArgs {
   Activation activation = Activation::kSilu;
 };
 void gated_activation(const GatedActivationArgs& args, Backend backend);
+
+// The gradient of rms_norm with respect to x: with f = 1 / sqrt(mean(x²) + eps) and g = weight ·
+// gradient,
+//   x_gradient (+)= f · g - x · f³ · mean(g · x)
+// The mean in float64; |error| <= 8 · 2^-24 · (|f · g| + |x · f³ · mean(g · x)|), plus what is
+// added to. x_gradient may be gradient.
+struct RmsNormBackwardArgs {
+  const float* x = nullptr;
+  int64_t x_stride = 0;
+  const float* weight = nullptr;
+  float eps = 0.0f;
+  const float* gradient = nullptr;  // of the norm's output
+  int64_t gradient_stride = 0;
+  float* x_gradient = nullptr;
+  int64_t x_gradient_stride = 0;
+  bool add = false;  // to what x_gradient holds
+  int64_t rows = 0;
+  int64_t columns = 0;
+};
+void rms_norm_backward(const RmsNormBackwardArgs& args, Backend backend);
+
+// The gradients of gated_activation: up_gradient = gradient · activation(gate), gate_gradient =
+// gradient · up · activation'(gate). They may be gate and up. Error: that of gated_activation, with
+// 16 + 16 |t| in the place of 8 + 5 |t|, relative to |gradient| · (1 + |gate|) (· |up|).
+struct GatedActivationBackwardArgs {
+  const float* gate = nullptr;
+  int64_t gate_stride = 0;
+  const float* up = nullptr;
+  int64_t up_stride = 0;
+  const float* gradient = nullptr;  // of the product
+  int64_t gradient_stride = 0;
+  float* gate_gradient = nullptr;
+  int64_t gate_gradient_stride = 0;
+  float* up_gradient = nullptr;
+  int64_t up_gradient_stride = 0;
+  int64_t rows = 0;
+  int64_t columns = 0;
+  Activation activation = Activation::kSilu;
+};
+void gated_activation_backward(const GatedActivationBackwardArgs& args, Backend backend);
 
 Backend elementwise_backend(Backend wanted);
 

@@ -19,4 +19,13 @@ void gated_activation_avx2(const GatedActivationArgs& args, int64_t begin, int64
   gated_activation_rows(args, begin, end);
 }
 
+void rms_norm_backward_avx2(const RmsNormBackwardArgs& args, int64_t begin, int64_t end) {
+  rms_norm_backward_rows(args, begin, end);
+}
+
+void gated_activation_backward_avx2(const GatedActivationBackwardArgs& args, int64_t begin,
+                                    int64_t end) {
+  gated_activation_backward_rows(args, begin, end);
+}
+
 }  // namespace qcore::kernels

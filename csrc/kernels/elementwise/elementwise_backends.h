@@ -19,4 +19,15 @@ void gated_activation_ref(const GatedActivationArgs& args, int64_t begin, int64_
 void gated_activation_avx2(const GatedActivationArgs& args, int64_t begin, int64_t end);
 void gated_activation_avx512(const GatedActivationArgs& args, int64_t begin, int64_t end);
 
+void rms_norm_backward_ref(const RmsNormBackwardArgs& args, int64_t begin, int64_t end);
+void rms_norm_backward_avx2(const RmsNormBackwardArgs& args, int64_t begin, int64_t end);
+void rms_norm_backward_avx512(const RmsNormBackwardArgs& args, int64_t begin, int64_t end);
+
+void gated_activation_backward_ref(const GatedActivationBackwardArgs& args, int64_t begin,
+                                   int64_t end);
+void gated_activation_backward_avx2(const GatedActivationBackwardArgs& args, int64_t begin,
+                                    int64_t end);
+void gated_activation_backward_avx512(const GatedActivationBackwardArgs& args, int64_t begin,
+                                      int64_t end);
+
 }  // namespace qcore::kernels

@@ -23,6 +23,24 @@ double activate(Activation activation, double x) {
   return x;
 }
 
+// activation'(x); with s = 1 / (1 + exp(-t)): (x · s)' = s + x · s · (1 - s) · t'.
+double slope_of(Activation activation, double x) {
+  switch (activation) {
+    case Activation::kSilu: {
+      const double s = 1.0 / (1.0 + std::exp(-x));
+      return s + x * s * (1.0 - s);
+    }
+    case Activation::kGeluTanh: {
+      const double t = 2.0 * kGeluSlope * (x + kGeluCubic * x * x * x);
+      const double s = 1.0 / (1.0 + std::exp(-t));
+      return s + x * s * (1.0 - s) * 2.0 * kGeluSlope * (1.0 + 3.0 * kGeluCubic * x * x);
+    }
+    case Activation::kGelu:
+      return 0.5 * std::erfc(-x * kSqrtHalf) + x * std::exp(-0.5 * x * x) * 0.5 * kGeluSlope;
+  }
+  return 1.0;
+}
+
 }  // namespace
 
 void rms_norm_ref(const RmsNormArgs& args, int64_t begin, int64_t end) {
@@ -64,6 +82,46 @@ void gated_activation_ref(const GatedActivationArgs& args, int64_t begin, int64_
     for (int64_t c = 0; c < args.columns; ++c) {
       const double active = activate(args.activation, static_cast<double>(gate[c]));
       out[c] = static_cast<float>(active * static_cast<double>(up[c]));
+    }
+  }
+}
+
+void rms_norm_backward_ref(const RmsNormBackwardArgs& args, int64_t begin, int64_t end) {
+  const auto wide = [](float value) { return static_cast<double>(value); };
+  for (int64_t r = begin; r < end; ++r) {
+    const float* x = args.x + r * args.x_stride;
+    const float* gradient = args.gradient + r * args.gradient_stride;
+    float* out = args.x_gradient + r * args.x_gradient_stride;
+    double squares = 0.0;
+    double products = 0.0;
+    for (int64_t c = 0; c < args.columns; ++c) {
+      squares += wide(x[c]) * wide(x[c]);
+      products += wide(gradient[c]) * wide(args.weight[c]) * wide(x[c]);
+    }
+    const auto columns = static_cast<double>(args.columns);
+    const double factor = 1.0 / std::sqrt(squares / columns + wide(args.eps));
+    const double pull = factor * factor * factor * products / columns;
+    for (int64_t c = 0; c < args.columns; ++c) {
+      const double sum = factor * wide(gradient[c]) * wide(args.weight[c]) - pull * wide(x[c]);
+      out[c] = static_cast<float>(args.add ? wide(out[c]) + sum : sum);
+    }
+  }
+}
+
+void gated_activation_backward_ref(const GatedActivationBackwardArgs& args, int64_t begin,
+                                   int64_t end) {
+  for (int64_t r = begin; r < end; ++r) {
+    const float* gate = args.gate + r * args.gate_stride;
+    const float* up = args.up + r * args.up_stride;
+    const float* gradient = args.gradient + r * args.gradient_stride;
+    float* gate_gradient = args.gate_gradient + r * args.gate_gradient_stride;
+    float* up_gradient = args.up_gradient + r * args.up_gradient_stride;
+    for (int64_t c = 0; c < args.columns; ++c) {
+      const auto g = static_cast<double>(gate[c]);
+      const auto u = static_cast<double>(up[c]);
+      const auto d = static_cast<double>(gradient[c]);
+      gate_gradient[c] = static_cast<float>(d * u * slope_of(args.activation, g));
+      up_gradient[c] = static_cast<float>(d * activate(args.activation, g));
     }
   }
 }
