@@ -13,8 +13,10 @@
 #include "bind/arrays.h"
 #include "bind/bind.h"
 #include "bind/packed_weight.h"
+#include "model/backward.h"
 #include "model/block.h"
 #include "model/decoder.h"
+#include "model/loss.h"
 
 namespace qcore::bind {
 namespace {
@@ -191,6 +193,55 @@ py::object forward(const model::Block& self, const py::array& hidden, const py::
   return stop_after_taps ? py::none() : py::object(result);
 }
 
+std::size_t linears_of(const model::BlockWeights& weights, model::TapPoint point) {
+  if (point == model::TapPoint::kAttentionInput) return weights.query_key_value.size();
+  return point == model::TapPoint::kMlpInput ? weights.gate_up.size() : 1;
+}
+
+void set_gradient_taps(const TapMap& taps, model::BackwardArgs& args) {
+  const py::function* functions[model::kTapPoints] = {};
+  for (const auto& [name, function] : taps) {
+    const auto point = static_cast<std::size_t>(parse(kTaps, "a tap", name));
+    args.tapped[point] = true;
+    functions[point] = &function;
+  }
+  args.tap = [=](model::TapPoint point, int64_t begin, const AnyMatrixView& x,
+                 MatrixView<const float> y) {
+    const py::gil_scoped_acquire gil;
+    const AnyMatrixView gradient{y.data, Dtype::kFloat32, y.rows, y.columns, y.row_stride};
+    (*functions[static_cast<std::size_t>(point)])(begin, view_of(x), view_of(gradient));
+  };
+}
+
+py::tuple backward(const model::Block& self, const py::array& hidden, const py::array& gradient,
+                   const py::array& lengths, const std::string& activations, const TapMap& taps,
+                   bool squared_norms, const OptionalArray& out) {
+  model::BackwardArgs args;
+  args.hidden = as_matrix<float>(hidden, "hidden");
+  args.out_gradient = as_matrix<float>(gradient, "gradient");
+  args.lengths = as_vector<int64_t>(lengths, "lengths", lengths.size());
+  args.n_sequences = lengths.size();
+  args.activations = parse(kActivations, "activations", activations);
+  set_gradient_taps(taps, args);
+  py::array result = out ? *out : new_array<float>({args.hidden.rows, args.hidden.columns});
+  args.gradient = as_output_matrix<float>(result, "out");
+  py::dict norms;
+  for (const auto& [name, point] : kTaps) {
+    if (!squared_norms) break;
+    const auto linears = static_cast<int64_t>(linears_of(self.weights(), point));
+    auto array = new_array<float>({linears, args.hidden.rows});
+    args.squared_norms[static_cast<std::size_t>(point)] =
+        matrix_view(array.mutable_data(), linears, args.hidden.rows);
+    norms[name] = array;
+  }
+  const Backend backend = active_backend();
+  {
+    const py::gil_scoped_release nogil;
+    model::backward(self, args, backend);
+  }
+  return py::make_tuple(result, norms);
+}
+
 py::array_t<float> embed(const py::array& table, const py::array& token_ids, float scale) {
   const AnyMatrixView rows = as_any_matrix(table, "table");
   const int64_t n_tokens = token_ids.size();
@@ -218,6 +269,38 @@ py::array_t<float> logits(const model::Head& self, const py::array& hidden,
   const py::gil_scoped_release nogil;
   model::head_logits(self, x, out, mode, backend);
   return result;
+}
+
+py::tuple run_loss(const model::Head& self, model::LossArgs& args) {
+  auto gradient = new_array<float>({args.hidden.rows, args.hidden.columns});
+  auto losses = new_array<double>({args.hidden.rows});
+  args.gradient = matrix_view(gradient.mutable_data(), args.hidden.rows, args.hidden.columns);
+  args.losses = losses.mutable_data();
+  const Backend backend = active_backend();
+  {
+    const py::gil_scoped_release nogil;
+    model::loss_gradient(self, args, backend);
+  }
+  return py::make_tuple(gradient, losses);
+}
+
+py::tuple own_loss(const model::Head& self, const py::array& hidden, const py::array& draws,
+                   const std::string& activations) {
+  model::LossArgs args;
+  args.hidden = as_matrix<float>(hidden, "hidden");
+  args.draws = as_vector<double>(draws, "draws", args.hidden.rows);
+  args.activations = parse(kActivations, "activations", activations);
+  return run_loss(self, args);
+}
+
+py::tuple kl_loss(const model::Head& self, const py::array& hidden, const model::Head& base,
+                  const py::array& base_hidden, const std::string& activations) {
+  model::LossArgs args;
+  args.hidden = as_matrix<float>(hidden, "hidden");
+  args.base = &base;
+  args.base_hidden = as_matrix<float>(base_hidden, "base_hidden");
+  args.activations = parse(kActivations, "activations", activations);
+  return run_loss(self, args);
 }
 
 py::list cache_lengths(const KvCache& self) {
@@ -270,12 +353,20 @@ void bind_model(py::module_& module) {
            py::arg("activations") = "float32", py::arg("taps") = TapMap(),
            py::arg("stop_after_taps") = false, py::arg("out") = py::none(),
            py::arg("cache") = nullptr, py::arg("expert_tap") = py::none(),
-           py::arg("every_token") = false,
-           "Hidden states behind the block; None after taps alone.");
+           py::arg("every_token") = false, "Hidden states behind the block; None after taps alone.")
+      .def("backward", &backward, py::arg("hidden"), py::arg("gradient"), py::arg("lengths"),
+           py::arg("activations") = "float32", py::arg("taps") = TapMap(),
+           py::arg("squared_norms") = false, py::arg("out") = py::none(),
+           "d loss / d hidden, and tap -> |d loss / d y|² (linears, n_tokens).");
   py::class_<model::Head>(module, "Head", "Final norm, output head, soft cap.")
       .def(py::init(&make_head), py::arg("linear"), py::arg("norm"), py::arg("norm_eps"),
            py::arg("softcap") = 0.0f)
-      .def("logits", &logits, py::arg("hidden"), py::arg("activations") = "float32");
+      .def("logits", &logits, py::arg("hidden"), py::arg("activations") = "float32")
+      .def("own_loss", &own_loss, py::arg("hidden"), py::arg("draws"),
+           py::arg("activations") = "float32",
+           "Gradient and -log p(label) of each token; the draws pick labels from p.")
+      .def("kl_loss", &kl_loss, py::arg("hidden"), py::arg("base"), py::arg("base_hidden"),
+           py::arg("activations") = "float32", "Gradient and KL(base || self) of each token.");
   module.def("embed", &embed, py::arg("table"), py::arg("token_ids"), py::arg("scale") = 1.0f,
              "Rows of the embedding, scaled, in float32.");
 }

@@ -4,7 +4,9 @@
 #include <vector>
 
 #include "kernels/attention/attention.h"
+
 #include "kernels/elementwise/elementwise.h"
+#include "model/attention.h"
 #include "model/pass.h"
 
 namespace qcore::model {
@@ -59,42 +61,6 @@ Angles angles_of(const Pass& pass) {
   return angles;
 }
 
-struct Widths {
-  int64_t query;
-  int64_t key;
-  int64_t all() const { return query + 2 * key; }
-};
-
-Widths widths_of(const BlockSpec& spec) {
-  return {spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim};
-}
-
-// Norms q and k, in place, as the architecture does: head by head, or a whole projection at once.
-void norm_queries_and_keys(const Pass& pass, MatrixView<float> qkv) {
-  const BlockSpec& spec = pass.spec;
-  const Widths widths = widths_of(spec);
-  const auto norm = [&](const NormWeight& weight, int64_t begin, int64_t width) {
-    const int64_t step = spec.qk_norm == QkNorm::kPerHead ? spec.head_dim : width;
-    for (int64_t column = begin; column < begin + width; column += step) {
-      const auto part = columns_of(qkv, column, step);
-      norm_rows(pass, weight, read_only(part), part);
-    }
-  };
-  if (spec.qk_norm == QkNorm::kNone) return;
-  norm(pass.weights.query, 0, widths.query);
-  norm(pass.weights.key, widths.query, widths.key);
-}
-
-void rotate(const Pass& pass, MatrixView<float> qkv) {
-  const BlockSpec& spec = pass.spec;
-  const Angles angles = angles_of(pass);
-  // q and k lie side by side and turn alike.
-  kernels::rotary({qkv.data, qkv.row_stride, qkv.rows, spec.n_heads + spec.n_kv_heads,
-                   spec.head_dim, angles.cos.data(), angles.sin.data(),
-                   static_cast<int64_t>(spec.inverse_frequencies.size()), angles.rows.data()},
-                  pass.backend);
-}
-
 // The sequences' queries and keys; new keys and values go into the cache first.
 std::vector<kernels::AttentionSequence> sequences_of(const Pass& pass, MatrixView<float> qkv,
                                                      KvCache& cache, MatrixView<float> out) {
@@ -111,6 +77,41 @@ std::vector<kernels::AttentionSequence> sequences_of(const Pass& pass, MatrixVie
     row += n_new;
   }
   return sequences;
+}
+
+}  // namespace
+
+void for_each_qk_norm(const Pass& pass,
+                      const std::function<void(const NormWeight&, int64_t, int64_t)>& body) {
+  const BlockSpec& spec = pass.spec;
+  const Widths widths = widths_of(spec);
+  const auto parts = [&](const NormWeight& weight, int64_t begin, int64_t width) {
+    const int64_t step = spec.qk_norm == QkNorm::kPerHead ? spec.head_dim : width;
+    for (int64_t column = begin; column < begin + width; column += step) body(weight, column, step);
+  };
+  if (spec.qk_norm == QkNorm::kNone) return;
+  parts(pass.weights.query, 0, widths.query);
+  parts(pass.weights.key, widths.query, widths.key);
+}
+
+void norm_queries_and_keys(const Pass& pass, MatrixView<float> qkv) {
+  for_each_qk_norm(pass, [&](const NormWeight& weight, int64_t column, int64_t width) {
+    const auto part = columns_of(qkv, column, width);
+    norm_rows(pass, weight, read_only(part), part);
+  });
+}
+
+void rotate(const Pass& pass, MatrixView<float> qkv, Turn turn) {
+  const BlockSpec& spec = pass.spec;
+  Angles angles = angles_of(pass);
+  if (turn == Turn::kBack) {
+    for (float& sine : angles.sin) sine = -sine;
+  }
+  // q and k lie side by side and turn alike.
+  kernels::rotary({qkv.data, qkv.row_stride, qkv.rows, spec.n_heads + spec.n_kv_heads,
+                   spec.head_dim, angles.cos.data(), angles.sin.data(),
+                   static_cast<int64_t>(spec.inverse_frequencies.size()), angles.rows.data()},
+                  pass.backend);
 }
 
 void attend(const Pass& pass, MatrixView<float> qkv, MatrixView<float> out) {
@@ -144,8 +145,6 @@ LinearInput attention_input(const Pass& pass, int64_t slice) {
           }};
 }
 
-}  // namespace
-
 bool attention_half(const Pass& pass) {
   const Widths widths = widths_of(pass.spec);
   const int64_t n_tokens = pass.n_tokens();
@@ -163,7 +162,7 @@ bool attention_half(const Pass& pass) {
   }
   const auto qkv = matrix_view(qkv_space.as<float>(), n_tokens, widths.all());
   norm_queries_and_keys(pass, qkv);
-  rotate(pass, qkv);
+  rotate(pass, qkv, Turn::kForward);
   const kernels::AlignedBuffer out_space(n_tokens * widths.query * int64_t{sizeof(float)});
   const auto out = matrix_view(out_space.as<float>(), n_tokens, widths.query);
   attend(pass, qkv, out);

@@ -84,6 +84,7 @@ void require_expert_taps(const BlockWeights& weights, const ForwardArgs& args) {
                                 ". Experts must ascend and lie in 0 ... ", n - 1, "."));
   }
 }
+}  // namespace
 
 void require_forward(const BlockSpec& spec, const ForwardArgs& args) {
   int64_t n_tokens = 0;
@@ -111,8 +112,6 @@ void require_forward(const BlockSpec& spec, const ForwardArgs& args) {
                                 " of ", spec.n_kv_heads * spec.head_dim, "."));
   }
 }
-
-}  // namespace
 
 Block::Block(BlockSpec spec, BlockWeights weights)
     : spec_(std::move(spec)), weights_(std::move(weights)) {

@@ -35,4 +35,16 @@ struct Linear {
 void apply(const Linear& linear, const AnyMatrixView& x, MatrixView<float> y,
            Activations activations, Backend backend);
 
+// x_gradient (+)= y_gradient · weight: what a gradient with respect to y is with respect to x.
+//
+//   y_gradient  (n_tokens, out_features)  float32
+//   x_gradient  (n_tokens, in_features)   float32, must not alias y_gradient
+//
+// kFloat32: y_gradient as it is, a packed weight as float32. kBfloat16: y_gradient and a packed
+// weight are rounded to bfloat16. A packed weight is dequantized whole for the call. Throws
+// ArgumentError for kInt8.
+void apply_backward(const Linear& linear, MatrixView<const float> y_gradient,
+                    MatrixView<float> x_gradient, bool add, Activations activations,
+                    Backend backend);
+
 }  // namespace qcore::model

@@ -23,6 +23,9 @@ struct Pass {
   bool ends_after(TapPoint point) const;
 };
 
+// Throws ArgumentError when the shapes of `args` do not fit the block.
+void require_forward(const BlockSpec& spec, const ForwardArgs& args);
+
 // Tokens worked on at once, for rows of `width` floats.
 int64_t slice_rows(int64_t width);
 void for_each_slice(int64_t n_tokens, int64_t rows,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from qcore.errors import ArgumentError, RecipeError
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
+Float64Array: TypeAlias = npt.NDArray[np.float64]
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 Array: TypeAlias = npt.NDArray[Any]
 ScaleDtype: TypeAlias = Literal["float16", "bfloat16", "float32"]

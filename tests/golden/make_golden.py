@@ -10,6 +10,14 @@ Each folder gets config.json, model.safetensors (float32) and golden.safetensors
     token_ids, lengths   the sequences, one after the other
     logits               (n_tokens, vocab_size) of transformers with all of its arithmetic in float64
     float32_error        max |logits of transformers in float32 - logits|, the accuracy that float32 has
+
+and gradients.safetensors, by torch's autograd in float64, of the sum over all tokens of -log p(label):
+
+    draws       (n_tokens,) float64; a token's label is the first id at which the running sum of p exceeds its draw
+    labels      (n_tokens,)
+    hidden      (n_tokens, hidden_size), with respect to what enters the first block
+    LAYER       (n_tokens,) for each linear layer: the norm of the gradient with respect to its output
+    NAME:error  (1,) for `hidden` and each layer: the largest difference that torch's float32 makes
 """
 
 from __future__ import annotations
@@ -183,6 +191,48 @@ def logits_of(model: torch.nn.Module, sequences: list[torch.Tensor]) -> torch.Te
     return torch.cat([model(ids[None], use_cache=False).logits[0] for ids in sequences])
 
 
+def gradients_of(
+    model: torch.nn.Module,
+    sequences: list[torch.Tensor],
+    draws: torch.Tensor,
+    labels: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """The labels are drawn when none are given."""
+    lengths = [len(s) for s in sequences]
+    given = [None] * len(lengths) if labels is None else labels.split(lengths)
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".layers." in name
+    }
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+            output.retain_grad()
+            kept[name] = output
+
+        return hook
+
+    hooks = [module.register_forward_hook(keep(name)) for name, module in linears.items()]
+    rows: dict[str, list[torch.Tensor]] = {}
+    for ids, drawn, known in zip(sequences, draws.split(lengths), given, strict=True):
+        hidden = model.get_input_embeddings()(ids[None]).detach().requires_grad_()
+        logits = model(inputs_embeds=hidden, use_cache=False).logits[0]
+        logp = torch.log_softmax(logits, dim=1)
+        wanted = known
+        if wanted is None:
+            wanted = (logp.exp().cumsum(1) > drawn[:, None]).int().argmax(1)
+        (-logp.gather(1, wanted[:, None]).sum()).backward()
+        found = {"hidden": hidden.grad[0], "labels": wanted}
+        found |= {name: output.grad[0].norm(dim=1) for name, output in kept.items()}
+        for name, value in found.items():
+            rows.setdefault(name, []).append(value)
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.cat(parts) for name, parts in rows.items()}
+
+
 def make(name: str) -> None:
     kind, settings = CASES[name]
     seed = sorted(CASES).index(name)
@@ -197,7 +247,9 @@ def make(name: str) -> None:
         exact_model = build(kind, settings)
         exact_model.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
         exact = logits_of(exact_model, sequences)
-    assert exact.dtype == torch.float64
+        draws = torch.rand(sum(LENGTHS), generator=generator, dtype=torch.float64)
+        gradients = gradients_of(exact_model, sequences, draws)
+    assert exact.dtype == gradients["hidden"].dtype == torch.float64
     folder = HERE / name
     # "stacked": all experts of a layer in one tensor, as they lie in memory.
     model.save_pretrained(folder, save_original_format=not name.endswith("_stacked"))
@@ -213,6 +265,18 @@ def make(name: str) -> None:
             "float32_error": (plain.double() - exact).abs().max().reshape(1),
         },
         folder / "golden.safetensors",
+        metadata={"transformers": transformers.__version__, "torch": torch.__version__},
+    )
+    labels = gradients.pop("labels")
+    plain_gradients = gradients_of(model, sequences, draws, labels)
+    stored = {k: v.float() for k, v in gradients.items()}
+    stored |= {
+        f"{k}:error": (plain_gradients[k].double() - v).abs().max().float().reshape(1)
+        for k, v in gradients.items()
+    }
+    save_file(
+        {"draws": draws, "labels": labels, **stored},
+        folder / "gradients.safetensors",
         metadata={"transformers": transformers.__version__, "torch": torch.__version__},
     )
     print(f"{name:16} error {(plain.double() - exact).abs().max():.2e}, logits {exact.std():.2f}")

@@ -18,6 +18,7 @@ Activations: TypeAlias = Literal["float32", "bfloat16", "int8"]
 TapFunction: TypeAlias = Callable[[Array], None]
 # Of a block with experts: number of the expert, "input" or "hidden", its rows, their tokens.
 ExpertTap: TypeAlias = Callable[[int, Literal["input", "hidden"], Array, Array], None]
+GradientTap: TypeAlias = Callable[[int, Array, Float32Array], None]
 
 
 class Block:
@@ -150,6 +151,56 @@ class Block:
             expert_tap=None if expert_tap is None else (list(expert_tap[0]), expert_tap[1]),
             every_token=every_token,
         )
+
+    def backward(
+        self,
+        hidden: Float32Array,
+        gradient: Float32Array,
+        lengths: Sequence[int],
+        *,
+        activations: str = "bfloat16",
+        taps: Mapping[str, GradientTap] | None = None,
+        squared_norms: bool = False,
+        out: Float32Array | None = None,
+    ) -> tuple[Float32Array, dict[str, Float32Array]]:
+        """From the gradient of a loss at the block's output to that at its input.
+
+        The forward pass is run again; nothing is kept from an earlier one.
+
+        Args:
+            hidden: (n_tokens, hidden_size) float32, what `forward` was given.
+            gradient: (n_tokens, hidden_size) float32, d loss / d output.
+            lengths: tokens of each sequence; whole sequences, the sum is n_tokens.
+            activations: "float32", or "bfloat16": gradients too are rounded in front of products
+                with a weight.
+            taps: tap -> function(begin, x, y_gradient) for runs of rows from `begin` on: the input
+                of the tap's linears as they see it, and the gradient with respect to their outputs
+                side by side, float32; both read-only, valid during the call. d loss / d weight is
+                the sum of y_gradientᵀ · x.
+            squared_norms: give |y_gradient|² of each linear and token.
+            out: receives the gradient; may be `gradient`.
+
+        Returns:
+            (n_tokens, hidden_size) d loss / d hidden; and layer name -> (n_tokens,) squared norms,
+            empty when not asked for.
+        """
+        result, norms = self._core.backward(
+            hidden,
+            gradient,
+            np.asarray(lengths, dtype=np.int64),
+            activations=activations,
+            taps=dict(taps or {}),
+            squared_norms=squared_norms,
+            out=out,
+        )
+        readers: dict[str, list[str]] = {}
+        for linear in self.plan.linears:
+            readers.setdefault(linear.tap, []).append(linear.name)
+        return result, {
+            name: row
+            for tap, rows in norms.items()
+            for name, row in zip(readers[tap], rows, strict=True)
+        }
 
     def new_cache(self, n_sequences: int = 1) -> _core.KvCache:
         """An empty cache of keys and values for this block, float32 or bfloat16 as its activations."""

@@ -20,7 +20,7 @@ from qcore.errors import ArgumentError, escaped
 from qcore.formats import QuantizedReader, detect, read_record, require_verified
 from qcore.model.block import Block, gain_of
 from qcore.model.generation import checked_prompt, generate_batch, steps
-from qcore.spec import Array, Float32Array, QuantizedLinear
+from qcore.spec import Array, Float32Array, Float64Array, QuantizedLinear
 
 if TYPE_CHECKING:
     from qcore.checkpoint import Tokenizer
@@ -142,6 +142,45 @@ class Model:
     def logits(self, hidden: Float32Array, *, activations: str = "float32") -> Float32Array:
         """Next-token logits of hidden states that left the last block: (n_tokens, vocab_size)."""
         return self._head.logits(hidden, activations)
+
+    def own_loss(
+        self, hidden: Float32Array, draws: Float64Array, *, activations: str = "float32"
+    ) -> tuple[Float32Array, Float64Array]:
+        """The loss -log p(label) of each token, with labels drawn from the model's own p.
+
+        Args:
+            hidden: (n_tokens, hidden_size) float32 behind the last block.
+            draws: (n_tokens,) in [0, 1): the label is the first id at which the running sum of p
+                exceeds the draw.
+            activations: "float32" or "bfloat16".
+
+        Returns:
+            The gradient of the sum of all losses with respect to `hidden`, (n_tokens, hidden_size);
+            the losses, (n_tokens,).
+        """
+        return self._head.own_loss(hidden, draws, activations)
+
+    def kl_loss(
+        self,
+        hidden: Float32Array,
+        base: Model,
+        base_hidden: Float32Array,
+        *,
+        activations: str = "float32",
+    ) -> tuple[Float32Array, Float64Array]:
+        """KL(base || this model) of each token.
+
+        Args:
+            hidden: (n_tokens, hidden_size) float32 behind this model's last block.
+            base: a model of the same vocabulary; may be this one.
+            base_hidden: the same tokens behind its last block.
+            activations: "float32" or "bfloat16".
+
+        Returns:
+            The gradient of the sum of all tokens' KL with respect to `hidden`, (n_tokens,
+            hidden_size); the KL, (n_tokens,), in nats.
+        """
+        return self._head.kl_loss(hidden, base._head, base_hidden, activations)
 
     @cached_property
     def _head(self) -> _core.Head:

@@ -7,63 +7,19 @@
 #include "base/backend.h"
 #include "base/error.h"
 #include "check.h"
-#include "kernels/numbers.h"
 #include "model/convert.h"
 #include "model/decoder.h"
+#include "model/toy.h"
 
 using namespace qcore;
 using model::Activations;
 using model::TapPoint;
+using test::kHeadDim;
+using test::kHidden;
+using test::kInner;
+using test::Toy;
 
 namespace {
-
-constexpr int64_t kHidden = 8;
-constexpr int64_t kInner = 12;
-constexpr int64_t kHeadDim = 4;
-
-// Two query heads share one key head; norms on every branch; a window of 3.
-struct Toy {
-  test::Numbers numbers;
-  std::vector<std::vector<float>> weights;
-  model::BlockSpec spec;
-  std::vector<float> hidden;
-
-  Toy() {
-    spec.hidden_size = kHidden;
-    spec.n_heads = 2;
-    spec.n_kv_heads = 1;
-    spec.head_dim = kHeadDim;
-    spec.intermediate_size = kInner;
-    spec.qk_norm = model::QkNorm::kPerHead;
-    spec.attention_scale = 0.5f;
-    spec.window = 3;
-    spec.inverse_frequencies = {1.0, 0.1};
-    weights.reserve(8);
-    hidden = numbers.vector(9 * kHidden);
-  }
-
-  model::Linear linear(int64_t out_features, int64_t in_features) {
-    weights.push_back(numbers.vector(out_features * in_features));
-    model::Linear linear;
-    linear.dense = {weights.back().data(), Dtype::kFloat32, out_features, in_features, in_features};
-    return linear;
-  }
-
-  model::Block block() {
-    model::BlockWeights w;
-    w.query_key_value = {linear(16, kHidden)};
-    w.output = linear(kHidden, 8);
-    w.gate_up = {linear(kInner, kHidden), linear(kInner, kHidden)};
-    w.down = linear(kHidden, kInner);
-    w.attention_input = numbers.vector(kHidden);
-    w.attention_output = numbers.vector(kHidden);
-    w.mlp_input = numbers.vector(kHidden);
-    w.mlp_output = numbers.vector(kHidden);
-    w.query = numbers.vector(kHeadDim);
-    w.key = numbers.vector(kHeadDim);
-    return {spec, w};
-  }
-};
 
 std::vector<float> run(const model::Block& block, const float* hidden,
                        const std::vector<int64_t>& lengths, Backend backend,
