@@ -2,20 +2,20 @@
 summed up.
 
 The hidden states of all samples lie one after the other in one float32 matrix, without padding. A
-pass walks over whole
-samples in batches of about BATCH_TOKENS tokens, so that what a block allocates on the way does not
-grow with the data.
+pass walks over batches of whole samples, so that what a block allocates on the way does not grow
+with the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qcore import _core
+from qcore.batches import batches_of
 from qcore.errors import ArgumentError, NumericalError
 from qcore.layers import Hessian
 from qcore.recipe import Recipe
@@ -25,10 +25,6 @@ from qcore.spec import Array, Float32Array
 if TYPE_CHECKING:
     from qcore.data import Calibration
     from qcore.model import Block, Model
-
-# Long enough for the matrix products to run at full speed, short enough to answer Ctrl-C and to
-# bound memory.
-BATCH_TOKENS = 4096
 
 
 @dataclass
@@ -52,18 +48,6 @@ class Stream:
     def n_tokens(self) -> int:
         """Tokens of all samples."""
         return int(self.hidden.shape[0])
-
-    def batches(self) -> Iterator[tuple[slice, tuple[int, ...]]]:
-        """Runs of whole samples of about BATCH_TOKENS tokens: the rows and the lengths of each."""
-        begin, end, lengths = 0, 0, list[int]()
-        for length in self.lengths:
-            if lengths and end - begin + length > BATCH_TOKENS:
-                yield slice(begin, end), tuple(lengths)
-                begin, lengths = end, []
-            end += length
-            lengths.append(length)
-        if lengths:
-            yield slice(begin, end), tuple(lengths)
 
 
 def open_stream(model: Model, sequences: Sequence[Array], recipe: Recipe) -> Stream:
@@ -114,7 +98,8 @@ def collect(
     readers: dict[str, str] = {
         linear.tap: linear.name for linear in reversed(plan.linears)
     }  # the first layer that reads the tap
-    for rows, lengths in stream.batches():
+    for batch in batches_of(stream.lengths):
+        rows, lengths = batch.rows, batch.lengths
         weights = None if stream.token_weights is None else stream.token_weights[rows]
         taps = {
             tap: _watch(hessian, weights, readers[tap], rows) for tap, hessian in hessians.items()
@@ -147,9 +132,9 @@ def pass_activations(recipe: Recipe, model: Model) -> str:
 
 def advance(block: Block, stream: Stream, activations: str) -> None:
     """Replaces the stream by the block's outputs."""
-    for rows, lengths in stream.batches():
-        hidden = stream.hidden[rows]
-        block.forward(hidden, lengths, activations=activations, out=hidden)
+    for batch in batches_of(stream.lengths):
+        hidden = stream.hidden[batch.rows]
+        block.forward(hidden, batch.lengths, activations=activations, out=hidden)
 
 
 def _watch(
