@@ -25,7 +25,8 @@ FACE_FLOORS = (
     ("checkpoint", "formats", "data"),
     ("model",),
     (
-        *("recipe", "recipe_values", "assignment", "record", "calibrate"),
+        *("recipe", "recipe_values", "assignment", "record", "batches", "calibrate"),
+        *("backward_pass", "token_weights"),
         *("fold", "solve_block", "rounding_damage", "job", "block_pass", "quantization"),
     ),
     ("eval", "speed"),
