@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from qcore.speed import Bench as Bench
     from qcore.speed import bench as bench
     from qcore.trials import Ablation as Ablation
+    from qcore.trials import Choice as Choice
     from qcore.trials import ablate as ablate
+    from qcore.trials import choose as choose
 
 __version__ = "0.1.0"
 
@@ -50,6 +52,7 @@ _HOMES = {
     "Bench": ("qcore.speed", "Bench"),
     "Calibration": ("qcore.data", "Calibration"),
     "Evaluation": ("qcore.eval", "Evaluation"),
+    "Choice": ("qcore.trials", "Choice"),
     "Hessian": ("qcore.layers", "Hessian"),
     "Mix": ("qcore.mixed_precision", "Mix"),
     "Model": ("qcore.model", "Model"),
@@ -64,6 +67,7 @@ _HOMES = {
     "active_backend": ("qcore.backends", "active_backend"),
     "available_backends": ("qcore.backends", "available_backends"),
     "bench": ("qcore.speed", "bench"),
+    "choose": ("qcore.trials", "choose"),
     "dequantize": ("qcore.layers", "dequantize"),
     "evaluate": ("qcore.eval", "evaluate"),
     "mix": ("qcore.mixed_precision", "mix"),
@@ -82,6 +86,7 @@ __all__ = [
     "Artifact",
     "Bench",
     "Calibration",
+    "Choice",
     "Evaluation",
     "Hessian",
     "Mix",
@@ -97,6 +102,7 @@ __all__ = [
     "active_backend",
     "available_backends",
     "bench",
+    "choose",
     "dequantize",
     "evaluate",
     "mix",

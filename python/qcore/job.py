@@ -43,6 +43,7 @@ def settle(
     calib: Calibration | str | Path | Iterable[Any] | None,
     format: str,
     report: Progress,
+    generic: Calibration | str | Path | Iterable[Any] | None = None,
 ) -> Job:
     """Every refusal that needs no work comes from here."""
     _require_original(model)
@@ -57,7 +58,7 @@ def settle(
             for name, spec in assignment.specs.items()
         }
     )
-    calibration = _calibration(model, recipe, calib)
+    calibration = _mixture(model, recipe, _calibration(model, recipe, calib), generic)
     job = Job(
         model, recipe, assignment, chosen, calibration, pass_activations(recipe, model), report
     )
@@ -103,6 +104,34 @@ def _calibration(
         max_length=recipe.max_length,
         seed=recipe.seed,
     )
+
+
+def _mixture(
+    model: Model,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    generic: Calibration | str | Path | Iterable[Any] | None,
+) -> Calibration | None:
+    """The calibration set with its share of generic text; one that is mixed already stays."""
+    from qcore.data.calibration import Calibration
+
+    if calibration is None or not recipe.generic_share or "generic_samples" in calibration.card:
+        return calibration
+    if generic is None:
+        raise MissingInputError(
+            f"generic_share is {recipe.generic_share:g}, and there is no generic text.",
+            code="CALIB_MISSING",
+            remedy="Pass --generic FILE, or use generic_share = 0.",
+        )
+    other = Calibration.build(
+        generic,
+        model=model,
+        n_samples=round(recipe.generic_share * len(calibration)),
+        max_length=recipe.max_length,
+        seed=recipe.seed,
+        few_samples=True,
+    )
+    return calibration.mixed(other, recipe.generic_share)
 
 
 def _guard_low_bits(job: Job) -> None:

@@ -32,7 +32,9 @@ def quantize(
     recipe: Recipe | None = None,
     *,
     calib: Calibration | str | Path | Iterable[Any] | None = None,
+    generic: Calibration | str | Path | Iterable[Any] | None = None,
     out: str | Path,
+    choice: Mapping[str, Any] | None = None,
     format: str = "auto",
     overwrite: bool = False,
     progress: str | Callable[[Mapping[str, Any]], None] = "auto",
@@ -43,6 +45,8 @@ def quantize(
         model: an open Model, or the path of a Hugging Face folder or GGUF file; only read.
         recipe: what to do; the default recipe when None.
         calib: a Calibration, or raw data to build one from. Needed by every method but "rtn".
+        generic: text of another domain, for a recipe with a `generic_share`.
+        choice: what the recipe was chosen from (`Choice.record()`), kept in the record.
         out: the artifact's folder; must not exist unless `overwrite`.
         format: "auto" (awq for 4 bits asymmetric, gptq for symmetric, gptq_v2 otherwise), "gptq",
             "gptq_v2", "awq", "ct".
@@ -60,15 +64,17 @@ def quantize(
     clock = RunClock()
     opened = model if isinstance(model, Model) else open_model(model)
     # A destination that will be refused is refused before the calibration data is read.
-    with ArtifactWriter(out, overwrite=overwrite, sources=[opened.path, *_data_paths(calib)]):
+    with ArtifactWriter(
+        out, overwrite=overwrite, sources=[opened.path, *_data_paths(calib), *_data_paths(generic)]
+    ):
         pass
     with reporter(progress) as report:
-        job = settle(opened, recipe or Recipe(), calib, format, report)
+        job = settle(opened, recipe or Recipe(), calib, format, report, generic)
         data = () if job.calibration is None else job.calibration.files
         with ArtifactWriter(out, overwrite=overwrite, sources=[opened.path, *data]) as writer:
             writer.plan(planned_tensors(job.model, job.assignment, job.format))
             clock.lap("prepare")
-            record = _run(job, writer, clock)
+            record = _run(job, writer, clock, choice)
             for name, content in artifact_files(job).items():
                 writer.add_file(name, content)
             writer.publish(record, clock.to_dict)
@@ -93,7 +99,9 @@ def _data_paths(calib: object) -> list[str | Path]:
     return list(getattr(calib, "files", ()))
 
 
-def _run(job: Job, writer: ArtifactWriter, clock: RunClock) -> dict[str, Any]:
+def _run(
+    job: Job, writer: ArtifactWriter, clock: RunClock, choice: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The pass over the blocks; returns the record."""
     plan, recipe = job.model.plan, job.recipe
     # Before any work: a NaN here would come to light as one of the first block's activations, or
@@ -132,6 +140,7 @@ def _run(job: Job, writer: ArtifactWriter, clock: RunClock) -> dict[str, Any]:
         folds=folds,
         sufficiency=blocks.enough,
         warnings=_thin_warnings(blocks.enough),
+        choice=choice,
     )
 
 

@@ -92,6 +92,8 @@ class Recipe:
         activations: precision of the activations during the pass: "bfloat16", "float32", or "auto"
             (the checkpoint's).
         n_samples, max_length: calibration samples and tokens per sample when raw data is given.
+        generic_share: share of the samples that is taken from the generic text given beside the
+            calibration data, from 0 to 1.
         seed: of the choice of samples.
         overrides: exceptions, later ones win.
         allow_low_bits: the reason why fewer than 4 bits are wanted.
@@ -115,6 +117,7 @@ class Recipe:
     activations: str = "auto"
     n_samples: int = 256
     max_length: int = 2048
+    generic_share: float = 0.0
     seed: int = 0
     overrides: tuple[Override, ...] = ()
     allow_low_bits: str = ""
@@ -300,6 +303,7 @@ def _check_recipe(recipe: Recipe) -> None:
     number("first_token_weight", recipe.first_token_weight, 1.0, 1e4)
     whole("n_samples", recipe.n_samples, 1)
     whole("max_length", recipe.max_length, 1)
+    number("generic_share", recipe.generic_share, 0.0, 1.0)
     whole("seed", recipe.seed, 0)
     whole("allow_fallback", recipe.allow_fallback, 0)
     words("allow_low_bits", recipe.allow_low_bits)

@@ -39,6 +39,7 @@ def artifact_record(
     folds: Sequence[Mapping[str, Any]],
     sufficiency: Mapping[str, float],
     warnings: Sequence[Mapping[str, str]],
+    choice: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The content of qcore.json, without the manifest that the writer adds."""
     fallbacks = [entry["layer"] for entry in layers if entry.get("fallback")]
@@ -71,6 +72,7 @@ def artifact_record(
         "folds": list(folds),
         "fallbacks": fallbacks,
         "warnings": list(warnings),
+        "choice": choice,
         "budget": None,
         "backend": _core.active_backend(),
         "compiler": _core.compiler,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from qcore.data.shapes import Shape
     from qcore.model import Artifact, Model
     from qcore.recipe import Recipe
+    from qcore.trials import Choice
 
 DONE_WITH_FALLBACKS = 4
 # Flags that are fields of a Recipe under the same name.
@@ -31,6 +33,7 @@ RECIPE_FLAGS = (
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--calib", type=click.Path(path_type=Path), help="Your conversations: JSONL or text.")
+@click.option("--generic", type=click.Path(path_type=Path), help="Text of another domain.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the artifact.")
 @click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML or JSON.")
 @click.option("--method", type=click.Choice(["rtn", "gptq", "awq", "awq+gptq"]), help="[gptq]")
@@ -57,6 +60,12 @@ RECIPE_FLAGS = (
     show_default=True,
     help="Layout of the artifact; ct is compressed-tensors.",
 )
+@click.option(
+    "--choose",
+    is_flag=True,
+    help="Try candidate recipes and take the one that held-out conversations prefer;"
+    " what was found is kept in OUT.choice.",
+)
 @click.option("--keep", multiple=True, metavar="GLOB", help="Layers to leave as they are; repeat.")
 @click.option(
     "--propagate", type=click.Choice(["quantized", "reference", "corrected"]), help="[quantized]"
@@ -81,9 +90,11 @@ def command(
     /,
     model: Path,
     calib: Path | None,
+    generic: Path | None,
     out: Path | None,
     recipe_file: Path | None,
     format_name: str,
+    choose: bool,
     keep: tuple[str, ...],
     shape: Shape | None,
     overwrite: bool,
@@ -98,8 +109,9 @@ def command(
     given = {name: flags[name] for name in RECIPE_FLAGS if flags[name] is not None}
     if out is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--out': where the artifact goes.", context)
+    files = Files(model, calib, generic, out, choose, shape, format_name, overwrite)
     if shared.print_python:
-        text = _python(model, calib, out, recipe_file, given, keep, shape, format_name, overwrite)
+        text = _python(files, recipe_file, given, keep)
         shared.result({"python": text}, text.splitlines())
         return 0
     from qcore.recipe import Recipe
@@ -115,50 +127,88 @@ def command(
             [f"{name:<20} {value!s:<20} {source}" for name, value, source in rows],
         )
         return 0
-    assert out is not None
-    return _run(shared, model, calib, out, recipe, shape, format_name, overwrite)
+    return _run(shared, files, recipe)
 
 
-def _run(
-    shared: Shared,
-    path: Path,
-    calib: Path | None,
-    out: Path,
-    recipe: Recipe,
-    shape: Shape | None,
-    format_name: str,
-    overwrite: bool,
-) -> int:
+@dataclass(frozen=True)
+class Files:
+    """What is read and written, and how."""
+
+    model: Path
+    calib: Path | None
+    generic: Path | None
+    out: Path | None
+    choose: bool
+    shape: Shape | None
+    format: str
+    overwrite: bool
+
+
+def _run(shared: Shared, files: Files, recipe: Recipe) -> int:
     import qcore
+    from qcore.trials import JUDGED
 
-    model = qcore.open(path)
+    model = qcore.open(files.model)
     shared.note("model", repr(model))
     calibration = None
-    if calib is not None and recipe.needs_data:
+    if files.calib is not None and (recipe.needs_data or files.choose):
         calibration = qcore.Calibration.build(
-            calib,
+            files.calib,
             model=model,
-            n_samples=recipe.n_samples,
+            n_samples=recipe.n_samples + (JUDGED if files.choose else 0),
             max_length=recipe.max_length,
             seed=recipe.seed,
-            shape=shape,
+            shape=files.shape,
         )
         shared.note("calibration", repr(calibration))
     shared.note("recipe", recipe.explain())
+    assert files.out is not None
+    choice = None
     with shared.reporter() as progress:
+        if files.choose:
+            from qcore.formats import ArtifactWriter
+
+            # A destination that will be refused is refused before the candidates are tried.
+            with ArtifactWriter(files.out, overwrite=files.overwrite, sources=[model.path]):
+                pass
+            choice = qcore.choose(
+                model,
+                recipe,
+                calib=calibration,
+                generic=files.generic,
+                out=evidence_folder(files.out),
+                format=files.format,
+                progress=progress,
+            )
+            recipe, calibration = choice.recipe, choice.calibration
+            shared.note("chosen", choice.rows[choice.chosen].name)
         artifact = qcore.quantize(
             model,
             recipe,
             calib=calibration,
-            out=out,
-            format=format_name,
-            overwrite=overwrite,
+            generic=files.generic,
+            out=files.out,
+            choice=None if choice is None else choice.record(),
+            format=files.format,
+            overwrite=files.overwrite,
             progress=progress,
         )
-    return report(shared, model, artifact, out, recipe.allow_fallback)
+    return report(shared, model, artifact, files.out, recipe.allow_fallback, choice)
 
 
-def report(shared: Shared, model: Model, artifact: Artifact, out: Path, allowed: int) -> int:
+def evidence_folder(out: Path) -> Path:
+    """Where `--choose` keeps what it found: beside the artifact, for a stopped run to go on."""
+    return out.with_name(f"{out.name}.choice")
+
+
+def report(
+    shared: Shared,
+    model: Model,
+    artifact: Artifact,
+    out: Path,
+    allowed: int,
+    choice: Choice | None = None,
+) -> int:
     """Prints what was made; the exit status says whether layers fell back unallowed."""
     fallbacks = list(artifact.record["fallbacks"])
     next_command = f"qcore eval {out} --against {model.path} --data HELDOUT.jsonl"
@@ -167,10 +217,12 @@ def report(shared: Shared, model: Model, artifact: Artifact, out: Path, allowed:
         "digest": artifact.digest,
         "bytes": {"base": model.bytes, "artifact": artifact.bytes},
         "fallbacks": fallbacks,
+        "choice": choice and choice.to_dict(),
         "warnings": shared.warnings,
         "next": next_command,
     }
     lines = [
+        *(str(choice).splitlines() if choice else ()),
         f"bytes        {size(model.bytes)} -> {size(artifact.bytes)}",
         f"done         {out}   {str(artifact.digest)[:19]}...   fallbacks {len(fallbacks)}"
         f"   warnings {len(shared.warnings)}",
@@ -198,7 +250,8 @@ def _sources(
         if name == "overrides" and context.params["keep"]:
             source = "flag --keep"
         rows.append((name, value, source))
-    for name in ("model", "calib", "out", "format_name", "shape", "overwrite"):
+    named = ("model", "calib", "generic", "out", "format_name", "choose", "shape", "overwrite")
+    for name in named:
         source = "flag" if _typed(context, name) else "default"
         rows.append((name.removesuffix("_name"), context.params[name], source))
     return rows
@@ -209,17 +262,12 @@ def _typed(context: click.Context, name: str) -> bool:
 
 
 def _python(
-    model: Path,
-    calib: Path | None,
-    out: Path | None,
-    recipe_file: Path | None,
-    given: dict[str, Any],
-    keep: tuple[str, ...],
-    shape: Shape | None,
-    format_name: str,
-    overwrite: bool,
+    files: Files, recipe_file: Path | None, given: dict[str, Any], keep: tuple[str, ...]
 ) -> str:
-    lines = ["import qcore as qc", "", python_call("qc.open", [repr(str(model))], {}, result="m")]
+    from qcore.trials import JUDGED
+
+    opened = python_call("qc.open", [repr(str(files.model))], {}, result="m")
+    lines = ["import qcore as qc", "", opened]
     base = python_call("qc.Recipe.load", [repr(str(recipe_file))], {}) if recipe_file else ""
     if base:
         lines.append(f"recipe = {base}")
@@ -228,15 +276,23 @@ def _python(
     else:
         lines.append(python_call("qc.Recipe", [], given, result="recipe"))
     lines += [f"recipe = recipe.with_(layers={pattern!r}, keep=True)" for pattern in keep]
-    if calib is not None:
+    if files.calib is not None:
         settings = [f"{name}=recipe.{name}" for name in ("n_samples", "max_length", "seed")]
-        built = [repr(str(calib)), "model=m", *settings]
-        lines.append(python_call("qc.Calibration.build", built, {"shape": shape}, result="calib"))
-    arguments = ["m", "recipe", *(["calib=calib"] if calib is not None else [])]
-    options = {
-        "out": str(out) if out else None,
-        "format": None if format_name == "auto" else format_name,
-        "overwrite": overwrite or None,
+        if files.choose:
+            settings[0] += f" + {JUDGED}"
+        built = [repr(str(files.calib)), "model=m", *settings]
+        shape = {"shape": files.shape}
+        lines.append(python_call("qc.Calibration.build", built, shape, result="calib"))
+    arguments = ["m", "recipe", *(["calib=calib"] if files.calib is not None else [])]
+    options: dict[str, Any] = {
+        "generic": str(files.generic) if files.generic else None,
+        "format": None if files.format == "auto" else files.format,
     }
+    if files.choose:
+        evidence = str(evidence_folder(files.out)) if files.out else None
+        chosen = {**options, "out": evidence}
+        lines.append(python_call("qc.choose", arguments, chosen, result="choice"))
+        arguments = ["m", "choice.recipe", "calib=choice.calibration", "choice=choice.record()"]
+    options |= {"out": str(files.out) if files.out else None, "overwrite": files.overwrite or None}
     lines.append(python_call("qc.quantize", arguments, options, result="artifact"))
     return "\n".join(lines)

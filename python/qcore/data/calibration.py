@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,8 +174,8 @@ class Calibration:
 
         chosen = {sample.id for sample in sorted(self.samples, key=place)[:n_held_out]}
         return (
-            self._of([sample for sample in self.samples if sample.id not in chosen]),
-            self._of([sample for sample in self.samples if sample.id in chosen]),
+            self.of([sample for sample in self.samples if sample.id not in chosen]),
+            self.of([sample for sample in self.samples if sample.id in chosen]),
         )
 
     def mixed(self, generic: Calibration, share: float) -> Calibration:
@@ -197,13 +197,14 @@ class Calibration:
         if count == 0:
             return self
         own = self.samples[: len(self.samples) - count]
-        mixture = self._of([*own, *generic.samples[:count]])
+        mixture = self.of([*own, *generic.samples[:count]])
         mixture.card["sources"] = [*self.card["sources"], *generic.card["sources"]]
         mixture.card["generic_samples"] = count
         files = tuple(dict.fromkeys((*self.files, *generic.files)))
         return Calibration(mixture.samples, mixture.card, files)
 
-    def _of(self, samples: list[Sample]) -> Calibration:
+    def of(self, samples: Sequence[Sample]) -> Calibration:
+        """Some of the samples, in the order given."""
         return Calibration(tuple(samples), recounted(self.card, samples), self.files)
 
     @property

@@ -57,7 +57,7 @@ def ablate(
     model: Model | str | Path,
     recipe: Recipe | None = None,
     *,
-    calib: Calibration | str | Path | Iterable[Any],
+    calib: Calibration | str | Path | Iterable[Any] | None,
     generic: Calibration | str | Path | Iterable[Any] | None = None,
     out: str | Path | None = None,
     n_held_out: int = JUDGED,
@@ -88,9 +88,9 @@ def ablate(
     """
     opened = model if isinstance(model, Model) else open_model(model)
     recipe = recipe or Recipe()
-    recipes = _chosen(recipes_of(recipe), tuple(only))
+    recipes = _chosen(recipes_of(recipe, CHANGES), tuple(only))
     with reporter(progress) as report:
-        calibration, texts = judged_texts(opened, recipe, calib, generic, n_held_out)
+        calibration, _, texts = judged_texts(opened, recipe, calib, generic, n_held_out)
         folder = None if out is None else Path(out)
         journal = Journal(None if folder is None else folder / "journal.jsonl")
         trials = Trials(opened, texts, format, journal, report)
@@ -107,15 +107,15 @@ def ablate(
     return result
 
 
-def recipes_of(recipe: Recipe) -> dict[str, Recipe]:
-    """The recipe, and every other that `CHANGES` makes of it."""
+def recipes_of(recipe: Recipe, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Recipe]:
+    """The recipe, and every other that the changes make of it."""
     found = {"recipe": recipe}
     seen = {_effective(recipe)}
-    for name, changes in CHANGES.items():
+    for name, settings in changes.items():
         if name == "signed_scales off" and not recipe.symmetric:
             continue
         try:
-            changed = recipe.with_(**changes)
+            changed = recipe.with_(**settings)
         except RecipeError as error:
             if error.code != "RECIPE_CONFLICT":
                 raise
@@ -162,8 +162,12 @@ def judged_texts(
     calib: Calibration | str | Path | Iterable[Any] | None,
     generic: Calibration | str | Path | Iterable[Any] | None,
     n_held_out: int,
-) -> tuple[Calibration, dict[str, Calibration]]:
-    """The calibration set without the conversations that are held out, and the texts to judge."""
+    *,
+    n_mixed: int = 0,
+) -> tuple[Calibration, Calibration | None, dict[str, Calibration]]:
+    """The calibration set without the conversations that are held out, up to `n_mixed` generic
+    samples to mix in, and the texts to judge.
+    """
     from qcore.data.calibration import Calibration
 
     if isinstance(n_held_out, bool) or not isinstance(n_held_out, int) or n_held_out < 1:
@@ -185,16 +189,19 @@ def judged_texts(
     )
     calibration, held_out = whole.split(n_held_out, seed=recipe.seed)
     texts = {HELD_OUT: held_out}
+    mixed_in: Calibration | None = None
     if generic is not None:
         texts[GENERIC] = Calibration.build(
             generic,
             model=model,
-            n_samples=n_held_out,
+            n_samples=n_held_out + n_mixed,
             max_length=recipe.max_length,
             seed=recipe.seed,
             few_samples=True,
         )
-    return calibration, texts
+        if n_mixed:
+            mixed_in, texts[GENERIC] = texts[GENERIC].split(n_held_out, seed=recipe.seed)
+    return calibration, mixed_in, texts
 
 
 def write_result(folder: Path, name: str, result: Comparison) -> None:

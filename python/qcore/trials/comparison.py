@@ -68,7 +68,7 @@ class Comparison:
         found = []
         for row in self.rows[1:]:
             inside, outside = self.change(row, HELD_OUT), self.change(row, GENERIC)
-            if inside and outside and _clearly_worse(outside) and inside.mean < 0:
+            if inside and outside and clearly_worse(outside) and inside.mean < 0:
                 found.append(
                     f"{row.name}: KL {_signed(inside)} on text like the calibration set, "
                     f"{_signed(outside)} on generic text."
@@ -156,7 +156,8 @@ class Comparison:
         )
 
 
-def _clearly_worse(change: ClusteredMean) -> bool:
+def clearly_worse(change: ClusteredMean) -> bool:
+    """By more than two standard errors."""
     return change.se is not None and change.mean > CLEAR * change.se
 
 

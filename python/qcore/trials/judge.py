@@ -156,6 +156,7 @@ class RecipeJudge:
         fallbacks = 0
         for plan in job.model.plan.blocks:
             block, solved = blocks.solve(plan.index)
+            clock.lap("solve")
             fallbacks += sum(1 for entry in solved.reports if entry.get("fallback"))
             through_block(
                 block.replaced(solved.layers, solved.vectors),

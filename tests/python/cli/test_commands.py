@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,6 +151,40 @@ def test_the_printed_python_makes_the_same_artifact(
     assert qcore.open(out).digest == qcore.open(artifact).digest
 
 
+def test_choose_takes_a_candidate_and_keeps_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("qcore.trials.choice.CANDIDATES", ({"damp_ratio": 0.1},))
+    out = tmp_path / "w4"
+    arguments = ["quantize", MODEL, *QUICK, "-o", str(out), "--choose", "--quiet"]
+    told = printed(capsys, arguments)
+    assert [row["name"] for row in told["choice"]["rows"]] == ["recipe", "damp_ratio 0.1"]
+    assert told["choice"]["chosen"] in ("recipe", "damp_ratio 0.1")
+    record = qcore.open(out).record
+    assert record["choice"]["chosen"] == told["choice"]["chosen"]
+    assert record["calibration"]["n_samples"] == 4
+    assert (tmp_path / "w4.choice" / "choice.json").exists()
+    # The same again would be refused at once, and not after the candidates.
+    told = printed(capsys, arguments, status=3)
+    assert told["code"] == "OUTPUT_EXISTS"
+    assert main([*arguments, "--overwrite", "--print-python"]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", qcore.QcoreWarning)  # the set is small
+        exec(capsys.readouterr().out, {})
+    assert qcore.open(out).record == record
+
+
+def test_ablate_prints_rows_and_refuses_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["ablate", MODEL, *QUICK, "--n-held-out", "2", "--quiet"]
+    told = printed(capsys, [*arguments, "--only", "rounding", "-o", str(tmp_path / "out")])
+    assert [row["name"] for row in told["rows"]] == ["recipe", "rounding"]
+    assert main([*arguments, "--only", "rounding", "-o", str(tmp_path / "out")]) == 0
+    assert "| rounding |" in capsys.readouterr().out
+    assert printed(capsys, [*arguments, "--only", "nothing"], status=3)["code"] == "USAGE"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -167,6 +202,7 @@ def test_the_printed_python_makes_the_same_artifact(
             "--recipe",
             "r",
         ],
+        ["ablate", "m", "--calib", "c", "--generic", "g", "-o", "o", "--n-samples", "3"],
         ["eval", "a", "--against", "m", "--data", "d", "--n-samples", "3"],
         ["generate", "m", "--prompt", "it's", "--system", "s", "--top-k", "3"],
         ["inspect", "m"],

@@ -86,7 +86,7 @@ def test_rows_are_paired_with_the_first_and_rounding_is_worse(model, rows, tmp_p
 def test_no_judged_conversation_was_calibrated_on(model, rows):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QcoreWarning)
-        calibration, texts = ablation.judged_texts(model, SMALL, rows, None, 4)
+        calibration, _, texts = ablation.judged_texts(model, SMALL, rows, None, 4)
     seen = {sample.id for sample in calibration.samples}
     assert len(seen) == 12
     assert not seen & {sample.id for sample in texts["held-out"].samples}
@@ -146,15 +146,15 @@ def test_every_row_changes_something_and_none_twice():
         Recipe(method="awq+gptq", propagate="corrected", act_order="none", damp_ratio=0.1),
         Recipe(method="rtn"),
     ):
-        found = ablation.recipes_of(recipe)
+        found = ablation.recipes_of(recipe, ablation.CHANGES)
         effective = {ablation._effective(r) for r in found.values()}
         assert len(effective) == len(found)
         assert next(iter(found)) == "recipe"
-    assert "signed_scales off" not in ablation.recipes_of(Recipe())
-    assert "signed_scales off" in ablation.recipes_of(Recipe(symmetric=True))
-    assert "damp_ratio 0.03" not in ablation.recipes_of(Recipe())
+    assert "signed_scales off" not in ablation.recipes_of(Recipe(), ablation.CHANGES)
+    assert "signed_scales off" in ablation.recipes_of(Recipe(symmetric=True), ablation.CHANGES)
+    assert "damp_ratio 0.03" not in ablation.recipes_of(Recipe(), ablation.CHANGES)
     # Correction needs GPTQ: rows of other methods fall back to the quantized inputs.
-    awq = ablation.recipes_of(Recipe(propagate="corrected"))["awq"]
+    awq = ablation.recipes_of(Recipe(propagate="corrected"), ablation.CHANGES)["awq"]
     assert awq.propagate == "quantized"
 
 
