@@ -37,8 +37,8 @@ def bench(session: Session) -> None:
         f"gram float32, {N_TOKENS} tokens": lambda: gram.contender("", x, 96),
     }
     try:
-        for name, make in made.items():
-            compare(session, name, make)
+        for name in list(made)[: 2 if session.quick else None]:
+            compare(session, name, made[name])
     finally:
         _core.force_backend(active)
 
