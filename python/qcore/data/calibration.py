@@ -194,8 +194,6 @@ class Calibration:
                 needed=count,
                 remedy="Give more generic text, or a smaller generic_share.",
             )
-        if count == 0:
-            return self
         own = self.samples[: len(self.samples) - count]
         mixture = self.of([*own, *generic.samples[:count]])
         mixture.card["sources"] = [*self.card["sources"], *generic.card["sources"]]

@@ -90,7 +90,12 @@ def ablate(
     recipe = recipe or Recipe()
     recipes = _chosen(recipes_of(recipe, CHANGES), tuple(only))
     with reporter(progress) as report:
-        calibration, _, texts = judged_texts(opened, recipe, calib, generic, n_held_out)
+        needed = round(recipe.generic_share * recipe.n_samples)
+        calibration, mixed_in, texts = judged_texts(
+            opened, recipe, calib, generic, n_held_out, n_mixed=needed
+        )
+        if mixed_in is not None:
+            calibration = calibration.mixed(mixed_in, recipe.generic_share)
         folder = None if out is None else Path(out)
         journal = Journal(None if folder is None else folder / "journal.jsonl")
         trials = Trials(opened, texts, format, journal, report)

@@ -367,7 +367,7 @@ def test_a_mixture_takes_its_share_from_the_other_set():
     assert mixture.samples == (*own.samples[:9], *other.samples[:3])
     assert mixture.card["generic_samples"] == 3
     assert len(mixture.card["sources"]) == 2
-    assert own.mixed(other, 0.01) is own
+    assert own.mixed(other, 0.01).samples == own.samples
     with pytest.raises(QcoreError, match="is 6, and the generic text has 5"):
         own.mixed(other, 0.5)
 

@@ -117,6 +117,16 @@ def test_a_run_that_was_stopped_continues(model, rows, tmp_path):
     assert not [event for event in events if event["event"] == "block"]
 
 
+def test_a_mixture_is_taken_apart_as_a_mixture(model, rows):
+    generic = [f"{number} words of another kind, " * 12 for number in range(12)]
+    mixture = SMALL.with_(generic_share=0.25)
+    result = ablate(model, rows, recipe=mixture, generic=generic, only=["damp_ratio 0.1"])
+    plain = ablate(model, rows, generic=generic, only=["damp_ratio 0.1"])
+    assert result.settings["calibration"] != plain.settings["calibration"]
+    assert result.texts["held-out"] == plain.texts["held-out"]
+    assert all(row.trial is not None for row in result.rows)
+
+
 def test_other_data_is_not_taken_from_the_journal(model, rows, tmp_path):
     ablate(model, rows, out=tmp_path, only=["rounding"])
     events = []
