@@ -130,7 +130,7 @@ def contest(folder: Path, model: str, contenders: list[dict[str, Any]]) -> list[
         heads += [f"KL {kind}", "/ rounding", "p99", "same top"]
     lines = [f"| {' | '.join([*heads, 'version'])} |", "|" + "---|" * (len(heads) + 1)]
     for c in contenders:
-        cells = [c["name"], f"{c['bits']:.3f}", f"{c['MB']:.2f}", f"{c['CPU s']:.0f}"]
+        cells = [c["name"], f"{c['bits']:.3f}", f"{c['MB']:.2f}", f"{c['CPU s']:.3g}"]
         for score, (ratio, error) in c["scores"].values():
             cells += [f"{score.kl:.4f} ± {score.se:.4f}", f"{ratio:.3f} ± {error:.3f}"]
             cells += [f"{score.p99:.3g}", f"{score.same_top:.1%}"]

@@ -147,7 +147,7 @@ def test_a_budget_is_met_by_the_recipe_nearest_to_both_goals(session: Session) -
     assert [row.figure for row in session.rows] == pytest.approx([0.25, 0.25])
     assert all("(near, 4.31 bits)" in row.name for row in session.rows)
     assert all(row.met for row in session.rows)
-    assert session.rows[0].rival == "best peer: theirs 0.400"
+    assert session.rows[0].rival == "best peer here: theirs 0.400"
 
 
 def test_below_every_peer_counts_only_what_is_as_small(session: Session) -> None:
