@@ -40,7 +40,7 @@ class BlockPass:
         self.enough: dict[str, float] = {}
         if job.calibration is not None and job.recipe.needs_data:
             self._stream = open_stream(job.model, job.calibration.sequences, job.recipe)
-            clock.lap("embed")
+            clock.lap("token weights")
 
     def solve(self, index: int) -> tuple[Block, SolvedBlock]:
         """The original block and what becomes of its layers; the samples are moved behind it."""

@@ -21,6 +21,7 @@ from qcore.layers import Hessian
 from qcore.recipe import Recipe
 from qcore.recipe_values import matcher
 from qcore.spec import Array, Float32Array
+from qcore.token_weights import TokenWeights, token_weights
 
 if TYPE_CHECKING:
     from qcore.data import Calibration
@@ -34,14 +35,14 @@ class Stream:
     Attributes:
         hidden: (n_tokens, hidden_size) float32, what enters the next block.
         lengths: tokens of each sample, in order.
-        token_weights: (n_tokens,) float32, or None when all count the same.
+        token_weights: (block, tap) -> (n_tokens,) float32; None when all count the same.
         reference: what enters the next block of the original model, beside `hidden`, when layers
             are corrected for the difference (propagate = "corrected").
     """
 
     hidden: Float32Array
     lengths: tuple[int, ...]
-    token_weights: Float32Array | None
+    token_weights: TokenWeights | None
     reference: Float32Array | None = None
 
     @property
@@ -51,20 +52,11 @@ class Stream:
 
 
 def open_stream(model: Model, sequences: Sequence[Array], recipe: Recipe) -> Stream:
-    """Embeds the calibration tokens and gives each token its weight.
-
-    Position 0 of every sample counts `first_token_weight` times under "first-tokens": attention
-    rests on it, and its
-    error reaches every later token (docs/algorithms/gptq.md).
-    """
-    lengths = tuple(len(tokens) for tokens in sequences)
+    """Embeds the calibration tokens and gives each token its weight (`token_weights`)."""
     hidden = model.embed(np.concatenate([np.asarray(tokens, np.int64) for tokens in sequences]))
-    weights: Float32Array | None = None
-    if recipe.token_weights == "first-tokens":
-        weights = np.ones(hidden.shape[0], np.float32)
-        weights[np.cumsum((0, *lengths[:-1]))] = recipe.first_token_weight
+    weights = token_weights(model, sequences, recipe, pass_activations(recipe, model))
     reference = hidden.copy() if recipe.propagate == "corrected" else None
-    return Stream(hidden, lengths, weights, reference)
+    return Stream(hidden, tuple(len(tokens) for tokens in sequences), weights, reference)
 
 
 def collect(
@@ -100,15 +92,21 @@ def collect(
     }  # the first layer that reads the tap
     for batch in batches_of(stream.lengths):
         rows, lengths = batch.rows, batch.lengths
-        weights = None if stream.token_weights is None else stream.token_weights[rows]
+        weights = {
+            tap: None
+            if stream.token_weights is None
+            else stream.token_weights[plan.index, tap][rows]
+            for tap in hessians
+        }
         taps = {
-            tap: _watch(hessian, weights, readers[tap], rows) for tap, hessian in hessians.items()
+            tap: _watch(hessian, weights[tap], readers[tap], rows)
+            for tap, hessian in hessians.items()
         }
         if moments is not None:
             assert stream.reference is not None
             original = _inputs(block, stream.reference[rows], lengths, activations, moments)
             taps = {
-                tap: _watch_moved(watch, moments[tap], original[tap], weights)
+                tap: _watch_moved(watch, moments[tap], original[tap], weights[tap])
                 for tap, watch in taps.items()
             }
         hidden = stream.hidden[rows]

@@ -58,6 +58,7 @@ def settle(
             for name, spec in assignment.specs.items()
         }
     )
+    _require_gradients(model, recipe)
     calibration = _mixture(model, recipe, _calibration(model, recipe, calib), generic)
     job = Job(
         model, recipe, assignment, chosen, calibration, pass_activations(recipe, model), report
@@ -65,6 +66,18 @@ def settle(
     _guard_low_bits(job)
     warn_of_running_threads()
     return job
+
+
+def _require_gradients(model: Model, recipe: Recipe) -> None:
+    if recipe.token_weights != "fisher" or not recipe.needs_data:
+        return
+    for block in model.plan.blocks:
+        if block.experts is not None:
+            raise RecipeError(
+                f'token_weights = "fisher" takes gradients, and {block.prefix} has experts.',
+                code="RECIPE_CONFLICT",
+                remedy='Use token_weights = "first-tokens".',
+            )
 
 
 def _require_original(model: Model) -> None:

@@ -32,7 +32,7 @@ from qcore.spec import BITS
 METHODS = ("rtn", "gptq", "awq", "awq+gptq")
 SCALE_SEARCHES = ("auto", "conditional", "diagonal", "mse", "minmax")
 ACT_ORDERS = ("group", "none")
-TOKEN_WEIGHTS = ("first-tokens", "none")
+TOKEN_WEIGHTS = ("first-tokens", "none", "fisher")
 PROPAGATE = ("quantized", "reference", "corrected")
 ACTIVATIONS = ("auto", "bfloat16", "float32")
 RECIPE_VERSION = 1
@@ -82,8 +82,13 @@ class Recipe:
             "none".
         damp_ratio: share of the mean diagonal added to the Hessian.
         token_weights: "first-tokens" counts position 0 of every sample `first_token_weight` times,
-            "none" counts all once.
+            "none" counts all once; "fisher" counts a token by the squared norm of the gradient at
+            the layer's output, of the model's own loss: one backward pass, for dense models.
         first_token_weight: see above.
+        fisher_tokens: calibration tokens that the gradient is taken over; the others get the mean
+            weight of their position.
+        fisher_clip: the most that a token counts, in means.
+        fisher_even: share of the weight that is spread evenly over all tokens, from 0 to 1.
         clip: awq without gptq, scale_search "auto": search clipped ranges.
         propagate: "quantized": a block's statistics come from the quantized blocks before it;
             "reference": from the original; "corrected": as quantized, and each weight makes up for
@@ -111,6 +116,9 @@ class Recipe:
     damp_ratio: float = 0.03
     token_weights: str = "first-tokens"
     first_token_weight: float = 20.0
+    fisher_tokens: int = 8192
+    fisher_clip: float = 1e4
+    fisher_even: float = 0.0
     clip: bool = True
     propagate: str = "quantized"
     correction: float = 1.0
@@ -256,6 +264,8 @@ class Recipe:
             text += f", order {self.act_order}, damping {self.damp_ratio:g}"
         if self.needs_data and self.token_weights == "first-tokens":
             text += f", first tokens x {self.first_token_weight:g}"
+        if self.needs_data and self.token_weights == "fisher":
+            text += f", Fisher weights of {self.fisher_tokens:,} tokens"
         if self.propagate == "corrected":
             text += f", inputs corrected x {self.correction:g}"
         if self.overrides:
@@ -301,6 +311,9 @@ def _check_recipe(recipe: Recipe) -> None:
     number("damp_ratio", recipe.damp_ratio, 0.0, 10.0)
     number("correction", recipe.correction, 0.0, 1.0)
     number("first_token_weight", recipe.first_token_weight, 1.0, 1e4)
+    whole("fisher_tokens", recipe.fisher_tokens, 1)
+    number("fisher_clip", recipe.fisher_clip, 1.0, 1e6)
+    number("fisher_even", recipe.fisher_even, 0.0, 1.0)
     whole("n_samples", recipe.n_samples, 1)
     whole("max_length", recipe.max_length, 1)
     number("generic_share", recipe.generic_share, 0.0, 1.0)
