@@ -51,7 +51,7 @@ def bytes_of(ctx: click.Context, param: click.Parameter, value: str | None) -> i
 )
 @click.option(
     "--by",
-    type=click.Choice(["kld", "loss"]),
+    type=click.Choice(["kld", "fisher", "loss"]),
     help="Trust this estimate. [all that were measured; --data picks]",
 )
 @click.option(

@@ -49,10 +49,10 @@ def widths_of(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 )
 @click.option(
     "--by",
-    type=click.Choice(["kld", "loss"]),
+    type=click.Choice(["kld", "fisher", "loss"]),
     default="kld",
     show_default=True,
-    help="KL of the whole model, or the error of the layer's own outputs, in one pass.",
+    help="KL of the whole model; KL as one backward pass predicts it; error of a layer's outputs.",
 )
 @click.option("--n-tokens", type=click.IntRange(min=2), help="Tokens held out for KL. [2048]")
 @click.option(

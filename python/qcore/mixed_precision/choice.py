@@ -19,6 +19,7 @@ from qcore.formats import (
     tensor_bytes,
 )
 from qcore.mixed_precision.knapsack import least_damage
+from qcore.mixed_precision.result import ESTIMATE_NAMES
 from qcore.mixed_precision.schemes import Scheme, Unit, units_of
 from qcore.quantization import planned_tensors
 from qcore.recipe import warn
@@ -172,7 +173,7 @@ class Chooser:
             return ""
         damage = self._measured[self.units.index(unit)].damage
         by = self._estimates[0]
-        name = "KL" if by == "kld" else "layer loss"
+        name = ESTIMATE_NAMES[by]
         here = f"{name} {getattr(damage[commonest], by):.2g} at {commonest} bits"
         if scheme is None:
             return here

@@ -12,19 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qcore import _core
 from qcore.calibrate import collect, open_stream
 from qcore.data import Calibration
 from qcore.errors import ArgumentError, MissingInputError
 from qcore.job import Job, settle
+from qcore.mixed_precision.fisher import Fisher, predicted_kl
 from qcore.mixed_precision.held_out import HeldOut, split
-from qcore.mixed_precision.result import Damage, Measured, Sensitivity
+from qcore.mixed_precision.result import ESTIMATES, Damage, Measured, Sensitivity
 from qcore.mixed_precision.schemes import DEFAULT_BITS, Scheme, Unit, schemes_of, units_of
 from qcore.model import Model, open_model
 from qcore.progress import Progress, reporter
 from qcore.recipe import Recipe
 from qcore.solve_block import finite_weight, solve_block
 from qcore.spec import Array, QuantizedLinear
+from qcore.token_weights import spread
 
 if TYPE_CHECKING:
     from qcore.eval.statistics import ClusteredMean
@@ -53,8 +57,9 @@ def sensitivity(
             folds scales into several layers at once, so with it each layer is measured by "gptq".
         calib: a Calibration, or raw data to build one from. A part of it is held out.
         bits: widths, each 2, 3, 4 or 8, or with a group size of its own: "4g32".
-        by: "kld": KL of the whole model's predictions, and the layer losses beside it; "loss": only
-            tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), which costs one pass.
+        by: the best estimate to take, and those after it beside it: "kld": KL of the whole model's
+            predictions; "fisher": the same KL as predicted from one backward pass; "loss": tr(ΔW H
+            ΔWᵀ) / tr(W H Wᵀ), one forward pass.
         n_tokens: about how many tokens are held out for KL; twice the tokens, twice the time.
         format: the artifact format whose scales are meant.
         progress: as for `quantize`.
@@ -65,19 +70,26 @@ def sensitivity(
     Raises:
         QcoreError: by code. KeyboardInterrupt leaves nothing.
     """
-    if by not in ("kld", "loss"):
+    if by not in ESTIMATES:
         raise ArgumentError(
-            f"by is {by!r}.", found=by, needed=("kld", "loss"), remedy='Use "kld" or "loss".'
+            f"by is {by!r}.", found=by, needed=ESTIMATES, remedy=f"Use {', '.join(ESTIMATES)}."
         )
     if isinstance(n_tokens, bool) or not isinstance(n_tokens, int) or n_tokens < 2:
         raise ArgumentError(f"n_tokens is {n_tokens!r}.", remedy="Use a whole number from 2.")
     schemes = schemes_of(bits)
     opened = model if isinstance(model, Model) else open_model(model)
+    if by == "fisher" and _has_experts(opened):
+        raise ArgumentError(
+            f"{opened.path.name} has experts, and gradients go through dense MLPs only.",
+            found=by,
+            needed=("kld", "loss"),
+            remedy='Use by="kld", or by="loss".',
+        )
     recipe = recipe or Recipe()
     with reporter(progress) as report:
         calibration = _calibration(opened, recipe, calib)
         job = settle(opened, _for_single_layers(recipe), calibration, format, report)
-        pass_ = _Pass(job, schemes, calibration, n_tokens if by == "kld" else None)
+        pass_ = _Pass(job, schemes, calibration, by, n_tokens)
         measured = pass_.run()
     return Sensitivity(
         model=opened.path.name,
@@ -89,7 +101,7 @@ def sensitivity(
         data={
             "sha256": calibration.sha256,
             "n_samples": len(calibration),
-            "held_out_tokens": pass_.held_out_tokens,
+            **pass_.tokens,
         },
     )
 
@@ -122,8 +134,9 @@ class _Pass:
     Args:
         job: model, recipe, grids.
         schemes: widths to try.
-        calibration: samples; a part of them is held out.
-        n_tokens: of that part; None: no KL is measured, and all samples go into the statistics.
+        calibration: samples.
+        by: the best estimate to take.
+        n_tokens: held out from the statistics, for KL.
     """
 
     def __init__(
@@ -131,25 +144,39 @@ class _Pass:
         job: Job,
         schemes: Sequence[Scheme],
         calibration: Calibration,
-        n_tokens: int | None,
+        by: str,
+        n_tokens: int,
     ) -> None:
         self._job = job
         self._schemes = schemes
         self._units = _measured_units(job)
         sequences: Sequence[Array] = calibration.sequences
         held_out: list[Array] | None = None
-        if n_tokens is not None:
+        if by == "kld":
             sequences, held_out = split(calibration, n_tokens, job.recipe.seed)
         self._ticks = _Ticks(job.report, self._work(held_out is not None))
+        self._fisher: Fisher | None = None
+        if by != "loss" and not _has_experts(job.model):
+            lengths = [len(tokens) for tokens in sequences]
+            some = spread(len(lengths), lengths, job.recipe.fisher_tokens)
+            self._fisher = Fisher(
+                job.model,
+                [sequences[i] for i in some],
+                activations=job.activations,
+                seed=job.recipe.seed,
+            )
         self._stream = open_stream(job.model, sequences, job.recipe)
         self._held: HeldOut | None = None
         if held_out is not None:
             self._held = HeldOut(job.model, held_out, self._ticks.next)
 
     @property
-    def held_out_tokens(self) -> int:
-        """Positions that are compared."""
-        return 0 if self._held is None else self._held.n_tokens
+    def tokens(self) -> dict[str, int]:
+        """What the estimates rest on."""
+        return {
+            "held_out_tokens": 0 if self._held is None else self._held.n_tokens,
+            "fisher_tokens": 0 if self._fisher is None else self._fisher.n_tokens,
+        }
 
     def run(self) -> list[Measured]:
         """Every layer and every unit, in the order of the model."""
@@ -177,11 +204,14 @@ class _Pass:
             changes = [{n: solved[scheme][n] for n in unit.layers} for unit, scheme in tried]
             kl = [*self._held.damage(block, changes)]
             self._held.advance(block)
+        predicted = self._predicted(block, solved)
         damage: dict[Unit, dict[Scheme, Damage]] = {unit: {} for unit in units}
         for (unit, scheme), found in zip(tried, kl, strict=True):
+            fisher = [predicted[name, scheme] for name in unit.layers] if predicted else None
             damage[unit][scheme] = Damage(
                 kld=None if found is None else found.mean,
                 kld_se=None if found is None else found.se,
+                fisher=None if fisher is None else sum(fisher),
                 loss=sum(solved[scheme][name].loss or 0.0 for name in unit.layers),
             )
         shapes = {x.name: (x.out_features, x.in_features) for x in block.plan.linears}
@@ -189,6 +219,22 @@ class _Pass:
             Measured(unit, tuple(shapes[name] for name in unit.layers), damage[unit])
             for unit in units
         ]
+
+    def _predicted(
+        self, block: Block, solved: Mapping[Scheme, Mapping[str, QuantizedLinear]]
+    ) -> dict[tuple[str, Scheme], float]:
+        """The Fisher estimate of every layer at every width; empty when it is not taken."""
+        if self._fisher is None:
+            return {}
+        curvatures = self._fisher.curvatures(block)
+        weights = {
+            name: np.asarray(block.weight(name), np.float32) for name in next(iter(solved.values()))
+        }
+        return {
+            (name, scheme): predicted_kl(weights[name], layer, curvatures[name])
+            for scheme, layers in solved.items()
+            for name, layer in layers.items()
+        }
 
     def _solved(
         self, block: Block, scheme: Scheme, hessians: Mapping[str, Hessian]
@@ -219,6 +265,10 @@ def _measured_units(job: Job) -> list[Unit]:
     plan, quantized = job.model.plan, job.assignment.specs.keys()
     found = (*units_of(plan, quantized, fused=False), *units_of(plan, quantized))
     return list({unit.name: unit for unit in found}.values())
+
+
+def _has_experts(model: Model) -> bool:
+    return any(block.experts is not None for block in model.plan.blocks)
 
 
 class _Ticks:

@@ -176,7 +176,7 @@ def mix(
         max_bytes: of the artifact's weight files, headers, embedding, head and norms included.
         bits_per_weight: instead: of the linear layers alone, codes, scales, zeros and indices.
         format: "auto", "gptq", "gptq_v2", "ct" or "awq" (which holds 4 and 16 bits only).
-        by: the estimate to trust, "kld" or "loss"; None: each gives an answer, and with `data` the
+        by: the estimate to trust, "kld", "fisher" or "loss"; None: each gives an answer, and with `data` the
             held-out KL of the quantized model picks one, without it the best estimate.
         fused: one width for q, k and v and one for gate and up, which runtimes fuse when they load;
             False where the runtime does not.

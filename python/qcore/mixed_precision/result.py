@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 SENSITIVITY_VERSION = 1
 # Best first.
-ESTIMATES = ("kld", "loss")
+ESTIMATES = ("kld", "fisher", "loss")
 PLOTS = ("bits", "map")
 _SHOWN_LAYERS = 12
+ESTIMATE_NAMES = {"kld": "KL", "fisher": "predicted KL", "loss": "layer loss"}
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class Damage:
     Attributes:
         kld: mean KL(original || model with only this changed), nats per token, held-out text.
         kld_se: its standard error over samples.
+        fisher: the same KL as a backward pass predicts it (`mixed_precision.fisher`).
         loss: tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), summed over the unit's layers.
     """
 
     kld: float | None
     kld_se: float | None
+    fisher: float | None
     loss: float
 
 
@@ -71,7 +74,8 @@ class Sensitivity:
         group_size: of the schemes without one of their own.
         schemes: what was tried, narrowest first.
         measured: layers, and units that runtimes fuse, in the order of the model.
-        data: hash and size of the calibration set, and how many of its tokens were held out.
+        data: hash and size of the calibration set, and how many of its tokens were held out for KL
+            and used for the Fisher estimate.
     """
 
     model: str
@@ -203,7 +207,7 @@ class Sensitivity:
                 remedy=f"Use one of {', '.join(PLOTS)}.",
             )
         by = self.estimates[0]
-        name = "KL" if by == "kld" else "relative layer loss"
+        name = ESTIMATE_NAMES[by]
         roles = dict.fromkeys(m.unit.role for m in self.layers)
         if kind == "bits":
             return lines_svg(
@@ -247,8 +251,7 @@ class Sensitivity:
         return scheme
 
     def _heads(self) -> tuple[str, ...]:
-        by = self.estimates[0]
-        name = "KL" if by == "kld" else "loss"
+        name = ESTIMATE_NAMES[self.estimates[0]]
         return ("layer", "weights", *(f"{name} at {scheme}" for scheme in self.schemes))
 
     def _rows(self) -> list[tuple[object, ...]]:

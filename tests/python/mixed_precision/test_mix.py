@@ -52,7 +52,7 @@ def test_bits_per_weight_are_a_limit_too(model, measured, bits):
 def test_it_beats_one_width_for_all_by_the_estimate_it_used(measured):
     uniform = measured.mix(bits_per_weight=4.5).answers[-1]
     assert uniform.by == "uniform"
-    for by in ("kld", "loss"):
+    for by in ("kld", "fisher", "loss"):
         found = measured.mix(max_bytes=uniform.choice.file_bytes, by=by)
         assert found.bytes <= uniform.choice.file_bytes
         answer, same = found.answers
@@ -124,7 +124,7 @@ def test_held_out_text_picks_the_answer(model, measured, calibration, held_out_r
     means = [answer.kld.mean for answer in found.answers]
     assert means == sorted(means)
     assert all(mean > 0 for mean in means)
-    assert {answer.by for answer in found.answers} == {"kld", "loss", "uniform"}
+    assert {answer.by for answer in found.answers} == {"kld", "fisher", "loss", "uniform"}
     told = json.loads(json.dumps(found.to_dict()))
     assert told["answers"][0]["kld"]["mean"] == means[0]
     assert told["chosen"] == found.answers[0].by
@@ -144,7 +144,7 @@ def test_held_out_text_picks_the_answer(model, measured, calibration, held_out_r
         ({"max_bytes": 1, "bits_per_weight": 4.0}, ArgumentError, "USAGE", "needs one limit"),
         ({"max_bytes": -1}, ArgumentError, "USAGE", "limit is -1"),
         ({"bits_per_weight": float("nan")}, ArgumentError, "USAGE", "limit is nan"),
-        ({"bits_per_weight": 4.5, "by": "fisher"}, ArgumentError, "USAGE", "by is 'fisher'"),
+        ({"bits_per_weight": 4.5, "by": "guess"}, ArgumentError, "USAGE", "by is 'guess'"),
         ({"bits_per_weight": 4.5, "format": "gguf"}, RecipeError, "FORMAT_TARGET", "no format"),
         ({"bits_per_weight": 4.5, "format": "gptq"}, RecipeError, "FORMAT_TARGET", "gptq_v2"),
         ({"bits_per_weight": 4.5, "data": "x"}, MissingInputError, "CALIB_MISSING", "--calib"),
