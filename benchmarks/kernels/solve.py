@@ -49,8 +49,8 @@ def bench(session: Session) -> None:
     factor = _core.factor_hessian(hessian, GROUP)
     ((codes, _),) = _core.gptq([weight], [factor], **GRID)
     form = _core.QuadraticForm(hessian)
-    loss = form.error(weight, *codes)
-    plain = form.error(weight, *_core.rtn(weight, **GRID))
+    loss = form.error(weight, *codes, GROUP)
+    plain = form.error(weight, *_core.rtn(weight, **GRID), GROUP)
     if not loss < plain:
         raise AssertionError(f"gptq: loss {loss:.4g}, plain rounding {plain:.4g}")
     print(f"loss of gptq {loss / plain:.3f} of plain rounding's")
@@ -156,7 +156,7 @@ def textbook(
     damped = hessian + 0.03 * np.mean(np.diag(hessian)) * np.eye(K)
     inverse = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
     run = numpy_loop(weight, np.ascontiguousarray(inverse))
-    theirs = _core.QuadraticForm(hessian).error(weight, *run())
+    theirs = _core.QuadraticForm(hessian).error(weight, *run(), GROUP)
     if not loss <= 1.02 * theirs:
         raise AssertionError(f"gptq: loss {loss:.4g}, the textbook's {theirs:.4g}")
     print(f"loss of gptq {loss / theirs:.3f} of the textbook loop's")

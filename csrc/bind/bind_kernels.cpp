@@ -70,7 +70,7 @@ PackedWeight make_packed_weight(const py::array& codes, const py::array& scales,
                 shape.table);
   }
   kernels::packed_weight_bytes(shape);  // checks group_size before it divides
-  const int64_t groups = shape.in_features / group_size;
+  const int64_t groups = group_count(shape.in_features, group_size);
   const float* scales_data = as_contiguous<float>(scales, "scales", shape.out_features, groups);
   const uint8_t* zeros_data = as_contiguous<uint8_t>(zeros, "zeros", shape.out_features, groups);
   const py::gil_scoped_release nogil;

@@ -64,12 +64,12 @@ py::array_t<uint8_t> unpack_columns_bound(const py::array& words, int bits, int6
 }
 
 py::array_t<float> dequantize_codes(const py::array& codes, const py::array& scales,
-                                    const py::array& zeros) {
-  const CodesView view = as_codes(codes, scales, zeros);
+                                    const py::array& zeros, int64_t group_size) {
+  const CodesView view = as_codes(codes, scales, zeros, group_size);
   auto out = new_array<float>({view.out_features, view.in_features});
   const py::gil_scoped_release nogil;
-  dequantize(view.codes, view.scales, view.zeros, view.out_features, view.in_features, view.groups,
-             out.mutable_data());
+  dequantize(view.codes, view.scales, view.zeros, view.out_features, view.in_features,
+             view.group_size, out.mutable_data());
   return out;
 }
 
@@ -80,8 +80,8 @@ py::tuple quantize_nf4_bound(const py::array& weight, int64_t group_size,
   const int64_t columns = weight.shape(1);
   const QuantSpec spec = make_spec(kNf4Bits, group_size, false, false, scale_dtype);
   auto codes = new_array<uint8_t>({rows, columns});
-  auto scales = new_array<float>({rows, columns / group_size});
-  auto zeros = new_array<uint8_t>({rows, columns / group_size});
+  auto scales = new_array<float>({rows, spec.n_groups(columns)});
+  auto zeros = new_array<uint8_t>({rows, spec.n_groups(columns)});
   std::fill_n(zeros.mutable_data(), zeros.size(), kNf4Zero);
   {
     const py::gil_scoped_release nogil;
@@ -92,11 +92,11 @@ py::tuple quantize_nf4_bound(const py::array& weight, int64_t group_size,
 }
 
 py::array_t<float> dequantize_nf4_codes(const py::array& codes, const py::array& scales,
-                                        const py::array& zeros) {
-  const CodesView view = as_codes(codes, scales, zeros);
+                                        const py::array& zeros, int64_t group_size) {
+  const CodesView view = as_codes(codes, scales, zeros, group_size);
   auto out = new_array<float>({view.out_features, view.in_features});
   const py::gil_scoped_release nogil;
-  dequantize_nf4(view.codes, view.scales, view.out_features, view.in_features, view.groups,
+  dequantize_nf4(view.codes, view.scales, view.out_features, view.in_features, view.group_size,
                  out.mutable_data());
   return out;
 }
@@ -119,12 +119,13 @@ void bind_quant(py::module_& module) {
   module.def("unpack_columns", &unpack_columns_bound, py::arg("words"), py::arg("bits"),
              py::arg("rows"), "The inverse of pack_columns.");
   module.def("dequantize", &dequantize_codes, py::arg("codes"), py::arg("scales"), py::arg("zeros"),
-             "scale · (code - zero) in float32.");
+             py::arg("group_size"), "scale · (code - zero) in float32.");
   module.def("nf4_table", &nf4_table, "The 16 values of NF4.");
   module.def("quantize_nf4", &quantize_nf4_bound, py::arg("weight"), py::arg("group_size"),
              py::arg("scale_dtype"), "(codes, scales, zeros) of the nearest NF4 values.");
   module.def("dequantize_nf4", &dequantize_nf4_codes, py::arg("codes"), py::arg("scales"),
-             py::arg("zeros"), "scale · NF4 value in float32; zeros take no part.");
+             py::arg("zeros"), py::arg("group_size"),
+             "scale · NF4 value in float32; zeros take no part.");
 }
 
 }  // namespace qcore::bind

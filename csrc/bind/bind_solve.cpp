@@ -34,7 +34,7 @@ py::array_t<T> array_of(std::vector<T>&& values, const std::vector<py::ssize_t>&
 
 py::tuple as_tuple(solve::QuantizedWeight&& result, int64_t out_features, int64_t in_features,
                    int64_t group_size) {
-  const int64_t groups = in_features / group_size;
+  const int64_t groups = group_count(in_features, group_size);
   return py::make_tuple(array_of(std::move(result.codes), {out_features, in_features}),
                         array_of(std::move(result.scales), {out_features, groups}),
                         array_of(std::move(result.zeros), {out_features, groups}));
@@ -180,12 +180,12 @@ double form_signal(const solve::QuadraticForm& self, const py::array& weight) {
 }
 
 double form_error(const solve::QuadraticForm& self, const py::array& weight, const py::array& codes,
-                  const py::array& scales, const py::array& zeros) {
-  const CodesView view = as_codes(codes, scales, zeros);
+                  const py::array& scales, const py::array& zeros, int64_t group_size) {
+  const CodesView view = as_codes(codes, scales, zeros, group_size);
   const float* w = as_contiguous<float>(weight, "weight", view.out_features, self.in_features());
   require_shape(codes, "codes", view.out_features, self.in_features());
   const py::gil_scoped_release nogil;
-  return self.error(w, view.codes, view.scales, view.zeros, view.out_features, view.groups);
+  return self.error(w, view.codes, view.scales, view.zeros, view.out_features, view.group_size);
 }
 
 py::dict search_awq_scales(const std::vector<py::array>& weights, const py::array& hessian,
@@ -240,7 +240,7 @@ void bind_solve(py::module_& module) {
       .def(py::init(&quadratic_form), py::arg("hessian"))
       .def("signal", &form_signal, py::arg("weight"), "tr W H Wᵀ.")
       .def("error", &form_error, py::arg("weight"), py::arg("codes"), py::arg("scales"),
-           py::arg("zeros"), "tr ΔW H ΔWᵀ.");
+           py::arg("zeros"), py::arg("group_size"), "tr ΔW H ΔWᵀ.");
   const py::arg bits("bits");
   const py::arg group_size("group_size");
   const py::arg symmetric("symmetric");

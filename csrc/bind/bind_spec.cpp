@@ -41,19 +41,19 @@ template const float* as_contiguous<float>(const py::array&, const char*, int64_
 template const double* as_contiguous<double>(const py::array&, const char*, int64_t, int64_t);
 template const uint8_t* as_contiguous<uint8_t>(const py::array&, const char*, int64_t, int64_t);
 
-CodesView as_codes(const py::array& codes, const py::array& scales, const py::array& zeros) {
+CodesView as_codes(const py::array& codes, const py::array& scales, const py::array& zeros,
+                   int64_t group_size) {
+  if (group_size < 1) {
+    throw ArgumentError(message("group_size is ", group_size, ". Use a positive size."));
+  }
   CodesView view{};
   view.codes = as_contiguous<uint8_t>(codes, "codes", -1, -1);
   view.out_features = codes.shape(0);
   view.in_features = codes.shape(1);
-  view.scales = as_contiguous<float>(scales, "scales", view.out_features, -1);
-  view.groups = scales.shape(1);
-  view.zeros = as_contiguous<uint8_t>(zeros, "zeros", view.out_features, view.groups);
-  if (view.in_features > 0 && (view.groups == 0 || view.in_features % view.groups != 0)) {
-    throw ArgumentError(message("scales has ", view.groups,
-                                " groups, which do not divide in_features ", view.in_features,
-                                "."));
-  }
+  view.group_size = group_size;
+  const int64_t groups = group_count(view.in_features, group_size);
+  view.scales = as_contiguous<float>(scales, "scales", view.out_features, groups);
+  view.zeros = as_contiguous<uint8_t>(zeros, "zeros", view.out_features, groups);
   return view;
 }
 

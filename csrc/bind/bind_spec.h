@@ -20,9 +20,11 @@ struct CodesView {
   const uint8_t* zeros;
   int64_t out_features;
   int64_t in_features;
-  int64_t groups;
+  int64_t group_size;
 };
-CodesView as_codes(const py::array& codes, const py::array& scales, const py::array& zeros);
+// Throws ArgumentError when G is not ceil(K / group_size).
+CodesView as_codes(const py::array& codes, const py::array& scales, const py::array& zeros,
+                   int64_t group_size);
 
 // A C-contiguous (rows, columns) array; -1 for "any".
 template <typename T>

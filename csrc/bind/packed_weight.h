@@ -6,6 +6,7 @@
 
 #include "kernels/blocks.h"
 #include "kernels/packed_matmul/packed_matmul.h"
+#include "quant/spec.h"
 
 namespace qcore::bind {
 
@@ -19,7 +20,7 @@ struct PackedWeightBuffer {
   PackedWeightBuffer& operator=(const PackedWeightBuffer&) = delete;
 
   uint8_t* data() const { return memory.as<uint8_t>(); }
-  int64_t n_groups() const { return view.in_features / view.group_size; }
+  int64_t n_groups() const { return group_count(view.in_features, view.group_size); }
 
   int64_t nbytes;
   kernels::AlignedBuffer memory;

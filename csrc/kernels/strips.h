@@ -19,7 +19,7 @@ constexpr int64_t kPanelColumns = 8;
 // An upper triangular or symmetric (K, K) matrix as the strips' kernels read it: cut into groups of
 // columns, a group into panels of 8 columns; a panel holds the 8 numbers of a row side by side, for
 // rows 0 … end of the group, or the group's own rows. Columns past the group's end and rows below
-// the diagonal are zero.
+// the diagonal are zero. A short last group is laid out as if it were whole.
 struct PanelLayout {
   int64_t group_size = 1;
   bool diagonal_blocks = false;  // a group holds its own rows only

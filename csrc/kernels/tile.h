@@ -28,7 +28,8 @@ struct TileArgs {
   bool resume = false;          // y holds the sums over the inputs before this panel
   const float* bias = nullptr;  // added at the end; null for none, or not yet
 
-  // Weights that stand for scale · word: `group_steps` steps share a scale.
+  // Weights that stand for scale · word: `group_steps` steps share a scale, in the
+  // last group what is left.
   int64_t group_steps = 0;
   const float* scales = nullptr;    // (n_groups, 16) for each strip
   const int32_t* starts = nullptr;  // the same shape; int8 weights only: -128 · Σ w of the group

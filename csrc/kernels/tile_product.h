@@ -166,7 +166,8 @@ struct Tile {
     if constexpr (Step::kRests) {
       if (args.rests != nullptr) add_rests(g, at, sum);
     }
-    steps(sum, g * args.group_steps, (g + 1) * args.group_steps);
+    const int64_t end = (g + 1) * args.group_steps;
+    steps(sum, g * args.group_steps, end < args.steps ? end : args.steps);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8

@@ -45,14 +45,13 @@ const char* name_of(Dtype dtype) {
 
 }  // namespace
 
-void require_spec(const QuantSpec& spec, int64_t in_features, const char* where) {
+void require_spec(const QuantSpec& spec, const char* where) {
   if (spec.bits != 2 && spec.bits != 3 && spec.bits != 4 && spec.bits != 8) {
     throw ArgumentError(message(where, ": bits is ", spec.bits, ". Use 2, 3, 4 or 8."));
   }
-  if (spec.group_size < 1 || in_features % spec.group_size != 0) {
-    throw ArgumentError(message(where, ": in_features is ", in_features, " and group_size ",
-                                spec.group_size,
-                                " does not divide it. Use a divisor of in_features."));
+  if (spec.group_size < 1) {
+    throw ArgumentError(
+        message(where, ": group_size is ", spec.group_size, ". Use a positive size."));
   }
 }
 
@@ -91,14 +90,14 @@ void require_stored_scales(const float* scales, int64_t rows, int64_t groups, co
 }
 
 void dequantize(const uint8_t* codes, const float* scales, const uint8_t* zeros, int64_t rows,
-                int64_t columns, int64_t groups, float* out) {
-  if (rows == 0 || columns == 0) return;
-  const int64_t group_size = columns / groups;
+                int64_t columns, int64_t group_size, float* out) {
+  const int64_t groups = group_count(columns, group_size);
   parallel_blocks(rows, kRowsPerItem, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * groups; i < end * groups; ++i) {
-      const uint8_t* code = codes + i * group_size;
-      float* value = out + i * group_size;
-      for (int64_t j = 0; j < group_size; ++j) {
+      const int64_t first = i % groups * group_size;
+      const uint8_t* code = codes + i / groups * columns;
+      float* value = out + i / groups * columns;
+      for (int64_t j = first; j < std::min(first + group_size, columns); ++j) {
         value[j] = scales[i] * static_cast<float>(code[j] - zeros[i]);
       }
     }

@@ -94,9 +94,9 @@ static inline GroupGrid minmax_grid(float low, float high, int bits, bool symmet
   return symmetric_grid(absmax / static_cast<float>((1 << (bits - 1)) - 1), bits, dtype);
 }
 
-// Throws ArgumentError unless bits is 2, 3, 4 or 8 and group_size is positive and divides
-// in_features. `where` opens the message.
-void require_spec(const QuantSpec& spec, int64_t in_features, const char* where);
+// Throws ArgumentError unless bits is 2, 3, 4 or 8 and group_size is positive. `where` opens the
+// message.
+void require_spec(const QuantSpec& spec, const char* where);
 
 // weight (rows, columns). Throws NumericalError, VALUE_NAN or VALUE_INF with row, column and count,
 // or SCALE_OVERFLOW when float16 scales meet a magnitude above 65504: runtimes that compute in
@@ -108,9 +108,8 @@ void require_quantizable(const float* weight, int64_t rows, int64_t columns, con
 void require_stored_scales(const float* scales, int64_t rows, int64_t groups, const QuantSpec& spec,
                            const char* where);
 
-// out (rows, columns) = scale · (code - zero), rounded once to float32. columns is a multiple of
-// groups.
+// out (rows, columns) = scale · (code - zero), rounded once to float32.
 void dequantize(const uint8_t* codes, const float* scales, const uint8_t* zeros, int64_t rows,
-                int64_t columns, int64_t groups, float* out);
+                int64_t columns, int64_t group_size, float* out);
 
 }  // namespace qcore

@@ -38,29 +38,32 @@ float quantize_group(const float* weight, int64_t count, Dtype dtype, uint8_t* c
 void quantize_nf4(const float* weight, int64_t rows, int64_t columns, int64_t group_size,
                   Dtype scale_dtype, uint8_t* codes, float* scales) {
   const QuantSpec spec{kNf4Bits, group_size, false, false, scale_dtype};
-  require_spec(spec, columns, "quantize_nf4");
+  require_spec(spec, "quantize_nf4");
   require_quantizable(weight, rows, columns, spec, "quantize_nf4");
-  const int64_t groups = columns / group_size;
+  const int64_t groups = spec.n_groups(columns);
   parallel_blocks(rows, kRowsPerItem, [&](int64_t begin, int64_t end) {
     const DefaultFloatEnvironment environment;
     for (int64_t i = begin * groups; i < end * groups; ++i) {
-      scales[i] =
-          quantize_group(weight + i * group_size, group_size, scale_dtype, codes + i * group_size);
+      const int64_t first = i % groups * group_size;
+      const int64_t at = i / groups * columns + first;
+      scales[i] = quantize_group(weight + at, std::min(group_size, columns - first), scale_dtype,
+                                 codes + at);
     }
   });
   require_stored_scales(scales, rows, groups, spec, "quantize_nf4");
 }
 
 void dequantize_nf4(const uint8_t* codes, const float* scales, int64_t rows, int64_t columns,
-                    int64_t groups, float* out) {
-  const int64_t size = groups > 0 ? columns / groups : 0;
+                    int64_t group_size, float* out) {
+  const int64_t groups = group_count(columns, group_size);
   parallel_blocks(rows, kRowsPerItem, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * columns; i < end * columns; ++i) {
       if (codes[i] >= kNf4Codes) {
         throw ArgumentError(message("dequantize_nf4: code ", int{codes[i]}, " at row ", i / columns,
                                     " is not below ", kNf4Codes, "."));
       }
-      out[i] = scales[i / size] * kNf4Table[codes[i]];
+      const int64_t group = i / columns * groups + i % columns / group_size;
+      out[i] = scales[group] * kNf4Table[codes[i]];
     }
   });
 }

@@ -34,16 +34,15 @@ constexpr float kNf4Table[kNf4Codes] = {
     1.0f,
 };
 
-// weight (rows, columns) -> codes (rows, columns) and scales (rows, columns / group_size). The code
-// is the nearest entry of weight / scale, the lower one of two equally near. Scales are exact in
-// scale_dtype; a group of zeros has scale 1. Throws ArgumentError for a group size that does not
-// divide, NumericalError for a weight that is not finite or a scale that overflows.
+// weight (rows, columns) -> codes (rows, columns) and scales (rows, n_groups). The code is the
+// nearest entry of weight / scale, the lower one of two equally near. Scales are exact in
+// scale_dtype; a group of zeros has scale 1. Throws NumericalError for a weight that is not finite
+// or a scale that overflows.
 void quantize_nf4(const float* weight, int64_t rows, int64_t columns, int64_t group_size,
                   Dtype scale_dtype, uint8_t* codes, float* scales);
 
 // out (rows, columns) = scale · kNf4Table[code], rounded once to float32; codes are below 16.
-// columns is a multiple of groups.
 void dequantize_nf4(const uint8_t* codes, const float* scales, int64_t rows, int64_t columns,
-                    int64_t groups, float* out);
+                    int64_t group_size, float* out);
 
 }  // namespace qcore

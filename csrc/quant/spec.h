@@ -7,10 +7,14 @@
 
 namespace qcore {
 
+// Groups of a row. Where group_size does not divide in_features, the last one is short.
+static inline int64_t group_count(int64_t in_features, int64_t group_size) {
+  return (in_features + group_size - 1) / group_size;
+}
+
 struct QuantSpec {
-  int bits = 4;  // 2, 3, 4 or 8
-  int64_t group_size =
-      128;  // consecutive input channels that share one scale and zero; divides in_features
+  int bits = 4;               // 2, 3, 4 or 8
+  int64_t group_size = 128;   // consecutive input channels that share one scale and zero
   bool symmetric = false;     // zeros fixed at 2^(bits-1)
   bool signed_scales = true;  // symmetric only: a group may take a negative scale, so that its
                               // largest magnitude falls on code 0
@@ -19,6 +23,7 @@ struct QuantSpec {
 
   int max_code() const { return (1 << bits) - 1; }
   int mid_code() const { return 1 << (bits - 1); }
+  int64_t n_groups(int64_t in_features) const { return group_count(in_features, group_size); }
 };
 
 }  // namespace qcore

@@ -123,7 +123,7 @@ class Judge {
   void losses(const Sample& sample, const std::vector<float>& c, int64_t begin, int64_t end,
               double* out) const {
     const int64_t columns = in_features_ * kStripRows;
-    const int64_t groups = in_features_ / spec_.group_size;
+    const int64_t groups = spec_.n_groups(in_features_);
     const auto size = [&](int64_t per_strip) {
       return static_cast<size_t>((end - begin) * per_strip);
     };
@@ -243,7 +243,7 @@ AwqSearch search_awq_scales(const std::vector<const float*>& weights,
                             const std::vector<int64_t>& rows, int64_t in_features,
                             const double* hessian, const std::vector<double>& abs_mean,
                             const std::vector<int64_t>& tie, const QuantSpec& spec) {
-  require_spec(spec, in_features, "search_awq_scales");
+  require_spec(spec, "search_awq_scales");
   require_statistics(abs_mean, tie, in_features);
   require_finite_hessian(hessian, in_features);
   for (size_t i = 0; i < weights.size(); ++i) {

@@ -62,18 +62,19 @@ std::vector<int64_t> visiting_order(const std::vector<double>& diagonal, int64_t
   std::vector<int64_t> permutation(diagonal.size());
   std::iota(permutation.begin(), permutation.end(), int64_t{0});
   if (order == ColumnOrder::kNone) return permutation;
-  std::vector<int64_t> groups(static_cast<size_t>(n / group_size));
+  std::vector<int64_t> groups(static_cast<size_t>(group_count(n, group_size)));
   std::iota(groups.begin(), groups.end(), int64_t{0});
   std::vector<double> trace(groups.size(), 0.0);
   for (int64_t j = 0; j < n; ++j) {
     trace[static_cast<size_t>(j / group_size)] += diagonal[static_cast<size_t>(j)];
   }
-  sort_decreasing(groups.begin(), groups.end(), trace);
+  sort_decreasing(groups.begin(), groups.begin() + n / group_size, trace);
   auto out = permutation.begin();
   for (const int64_t group : groups) {
-    std::iota(out, out + group_size, group * group_size);
-    sort_decreasing(out, out + group_size, diagonal);
-    out += group_size;
+    const int64_t size = std::min(group_size, n - group * group_size);
+    std::iota(out, out + size, group * group_size);
+    sort_decreasing(out, out + size, diagonal);
+    out += size;
   }
   return permutation;
 }
@@ -129,16 +130,17 @@ void store_factor(const Problem& problem, const StripMatrix<T>& u, Factor& facto
   const int64_t n = u.size();
   const int64_t g = factor.group_size;
   const kernels::PanelLayout layout{g};
-  factor.r = kernels::AlignedBuffer(layout.panel(n / g, 0) * static_cast<int64_t>(sizeof(float)));
+  const int64_t groups = group_count(n, g);
+  factor.r = kernels::AlignedBuffer(layout.panel(groups, 0) * static_cast<int64_t>(sizeof(float)));
   factor.column_weights.resize(static_cast<size_t>(n));
   factor.damping.resize(static_cast<size_t>(n));
   const double damp = factor.damp_tried.back() * problem.mean;
-  parallel_for(n / g * layout.panels(), [&](int64_t item) {
+  parallel_for(groups * layout.panels(), [&](int64_t item) {
     const DefaultFloatEnvironment environment;
     const int64_t group = item / layout.panels();
     const int64_t panel = item % layout.panels();
     const int64_t begin = group * g + panel * kPanelColumns;
-    const int64_t end = std::min(begin + kPanelColumns, (group + 1) * g);
+    const int64_t end = std::min({begin + kPanelColumns, (group + 1) * g, n});
     float* r = factor.r.as<float>() + layout.panel(group, panel);
     std::fill(r, r + layout.rows(group) * kPanelColumns, 0.0f);
     for (int64_t i = 0; i < end; ++i) {
@@ -173,9 +175,9 @@ bool try_factor(const Problem& problem, double smallest_share, Factor& factor) {
 
 Factor factor_hessian(const double* hessian, int64_t in_features, int64_t group_size,
                       const GptqOptions& options) {
-  if (group_size < 1 || in_features % group_size != 0) {
-    throw ArgumentError(message("factor_hessian: group_size ", group_size,
-                                " does not divide in_features ", in_features, "."));
+  if (group_size < 1) {
+    throw ArgumentError(
+        message("factor_hessian: group_size is ", group_size, ". Use a positive size."));
   }
   if (!(options.damp_ratio >= 0.0) || !std::isfinite(options.damp_ratio)) {
     throw ArgumentError(message("factor_hessian: damp_ratio is ", options.damp_ratio,

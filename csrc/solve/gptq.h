@@ -18,8 +18,8 @@ namespace qcore::solve {
 
 enum class ColumnOrder : int {
   kNone = 0,   // as stored
-  kGroup = 1,  // groups by decreasing Σ diag H, columns inside by decreasing diag H; ties by index;
-               // storage stays sequential
+  kGroup = 1,  // groups by decreasing Σ diag H, a short one last, columns inside by decreasing
+               // diag H; ties by index; storage stays sequential
 };
 
 // How the grid of a group is found. The first three search the same candidates and differ in what
@@ -62,7 +62,7 @@ struct Factor {
 // Factors in float32; a rung that fails there, or whose R_jj² keeps less than 2^-12 of the diagonal
 // element it was reduced from, is tried again in float64 and R rounded to float32. Throws
 // NumericalError when the Hessian holds NaN or infinity, ArgumentError for a negative damp_ratio or
-// a group size that does not divide.
+// a group size that is not positive.
 Factor factor_hessian(const double* hessian, int64_t in_features, int64_t group_size,
                       const GptqOptions& options);
 

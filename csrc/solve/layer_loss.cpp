@@ -71,12 +71,13 @@ double QuadraticForm::signal(const float* weight, int64_t out_features) const {
 }
 
 double QuadraticForm::error(const float* weight, const uint8_t* codes, const float* scales,
-                            const uint8_t* zeros, int64_t out_features, int64_t n_groups) const {
+                            const uint8_t* zeros, int64_t out_features, int64_t group_size) const {
+  const int64_t n_groups = group_count(n_, group_size);
   return sum_over_strips(*this, out_features, [&](int64_t first, float* strip) {
     const int64_t present = std::min(kStripRows, out_features - first);
     std::vector<float> difference(static_cast<size_t>(present * n_));
     dequantize(codes + first * n_, scales + first * n_groups, zeros + first * n_groups, present, n_,
-               n_groups, difference.data());
+               group_size, difference.data());
     for (int64_t i = 0; i < present * n_; ++i) {
       difference[static_cast<size_t>(i)] =
           weight[first * n_ + i] - difference[static_cast<size_t>(i)];

@@ -25,9 +25,9 @@ class QuadraticForm {
   double signal(const float* weight, int64_t out_features) const;
 
   // tr(ΔW H ΔWᵀ), ΔW = weight - scales · (codes - zeros): codes (out_features, K), scales and zeros
-  // (out_features, n_groups).
+  // (out_features, ceil(K / group_size)).
   double error(const float* weight, const uint8_t* codes, const float* scales, const uint8_t* zeros,
-               int64_t out_features, int64_t n_groups) const;
+               int64_t out_features, int64_t group_size) const;
 
   // losses (n_strips · 16,) = d H dᵀ for rows in strips (n_strips, K, 16). Runs on the calling
   // thread.

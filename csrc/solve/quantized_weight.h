@@ -1,4 +1,5 @@
-// What a solver returns for one weight; N = out_features, K = in_features, G = K / group_size.
+// What a solver returns for one weight; N = out_features, K = in_features, G = ceil(K /
+// group_size).
 #pragma once
 
 #include <cstdint>

@@ -67,14 +67,14 @@ QuantizedWeight rtn_weighted(const float* weight, const double* column_weights,
 
 QuantizedWeight rtn_clipped(const float* weight, int64_t out_features, int64_t in_features,
                             const double* hessian, const QuantSpec& spec) {
-  require_spec(spec, in_features, "rtn_clipped");
+  require_spec(spec, "rtn_clipped");
   const DefaultFloatEnvironment environment;
   const double largest = largest_diagonal(hessian, in_features, in_features + 1, "rtn_clipped");
   const double unit = largest > 0.0 ? power_of_two_below(largest) : 1.0;
   const kernels::PanelLayout layout{spec.group_size, true};
-  std::vector<float> blocks(static_cast<size_t>(layout.panel(in_features / spec.group_size, 0)));
+  std::vector<float> blocks(static_cast<size_t>(layout.panel(spec.n_groups(in_features), 0)));
   for (int64_t i = 0; i < in_features; ++i) {
-    const int64_t end = (i / spec.group_size + 1) * spec.group_size;
+    const int64_t end = std::min((i / spec.group_size + 1) * spec.group_size, in_features);
     for (int64_t j = i; j < end; ++j) {
       blocks[static_cast<size_t>(layout.at(i, j))] =
           static_cast<float>(hessian[i * in_features + j] / unit);

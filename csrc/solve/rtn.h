@@ -9,8 +9,8 @@
 namespace qcore::solve {
 
 // weight (N, K) float32. symmetric: absmax / (2^(b-1) - 1), restricted; asymmetric: (max⁺ - min⁻) /
-// (2^b - 1), integer zero. No data. Throws ArgumentError for a group size that does not divide,
-// NumericalError for a weight that is not finite or a scale that overflows.
+// (2^b - 1), integer zero. No data. Throws NumericalError for a weight that is not finite or a
+// scale that overflows.
 QuantizedWeight rtn(const float* weight, int64_t out_features, int64_t in_features,
                     const QuantSpec& spec);
 

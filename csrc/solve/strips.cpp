@@ -81,7 +81,7 @@ Tile make_tile(const Task& task, const QuantSpec& spec, kernels::GridRule rule) 
   args.hessian = input.hessian;
   const int64_t lanes = args.n_strips * kLanes;
   const int64_t numbers = lanes * args.in_features;
-  const int64_t grids = lanes * (args.in_features / args.group_size);
+  const int64_t grids = lanes * spec.n_groups(args.in_features);
   const int64_t scratch = 3 * lanes * kernels::PanelLayout{args.group_size}.width();
   const int64_t losses = input.damping == nullptr ? 0 : kSums * lanes;
   const auto floats = (2 * numbers + 2 * grids + scratch) * static_cast<int64_t>(sizeof(float));
@@ -107,7 +107,7 @@ void scatter_strip(const kernels::ColumnLoopArgs& tile, int64_t s, const Strip& 
                    const LoopLayer& layer, QuantizedWeight& out) {
   const std::vector<int64_t>& permutation = layer.input->permutation;
   const int64_t columns = tile.in_features;
-  const int64_t groups = columns / tile.group_size;
+  const int64_t groups = group_count(columns, tile.group_size);
   const int64_t present = std::min(kLanes, layer.out_features - strip.first_row);
   const uint8_t* codes = tile.codes + s * columns * kLanes;
   for (int64_t begin = 0; begin < columns; begin += kCopyColumns) {
@@ -132,7 +132,7 @@ void scatter_strip(const kernels::ColumnLoopArgs& tile, int64_t s, const Strip& 
 
 QuantizedWeight empty_weight(const LoopLayer& layer, int64_t group_size) {
   const int64_t columns = layer.input->in_features;
-  const auto grids = static_cast<size_t>(layer.out_features * (columns / group_size));
+  const auto grids = static_cast<size_t>(layer.out_features * group_count(columns, group_size));
   QuantizedWeight out;
   out.codes.resize(static_cast<size_t>(layer.out_features * columns));
   out.scales.resize(grids);
@@ -166,7 +166,7 @@ std::vector<LoopResult> run_column_loop(const std::vector<LoopLayer>& layers, co
   std::vector<LoopResult> results;
   std::vector<std::vector<double>> losses;  // (strips, 2, 16) of each layer
   for (const LoopLayer& layer : layers) {
-    require_spec(spec, layer.input->in_features, where);
+    require_spec(spec, where);
     require_quantizable(layer.weight, layer.out_features, layer.input->in_features, spec, where);
     results.push_back({empty_weight(layer, spec.group_size), 0.0, 0.0});
     losses.emplace_back(static_cast<size_t>(strips_of(layer.out_features) * kSums * kLanes));
@@ -202,7 +202,7 @@ std::vector<LoopResult> run_column_loop(const std::vector<LoopLayer>& layers, co
       (at / kLanes % kSums == 0 ? results[i].loss : results[i].damped) += losses[i][at];
     }
     require_stored_scales(results[i].weight.scales.data(), layer.out_features,
-                          layer.input->in_features / spec.group_size, spec, where);
+                          spec.n_groups(layer.input->in_features), spec, where);
   }
   return results;
 }

@@ -23,8 +23,8 @@ int64_t strips_of_task(int64_t strips);
 // What the column loop must know of the input of some layers.
 struct LoopInput {
   int64_t in_features = 0;
-  std::vector<int64_t> permutation;  // visiting order; empty: as stored. Groups move as wholes,
-                                     // columns inside their group only
+  std::vector<int64_t> permutation;  // visiting order; empty: as stored. Groups move as wholes, a
+                                     // short one stays last, columns move inside their group only
   const float* r = nullptr;          // see ColumnLoopArgs for these, all in visiting order
   const float* damping = nullptr;
   const float* column_weights = nullptr;

@@ -4,8 +4,10 @@ problem told at once.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qcore.errors import RecipeError, escaped
@@ -14,9 +16,12 @@ from qcore.spec import QuantSpec, ScaleDtype
 
 if TYPE_CHECKING:
     from qcore.checkpoint.architectures import DecoderPlan, LinearPlan
+    from qcore.formats import Format
 
 # Tried in this order when the recipe leaves the group size open.
 AUTO_GROUP_SIZES = (128, 64, 32)
+# Smaller groups would spend more than a bit a weight on scales.
+SMALLEST_DIVISOR = 16
 SMALLEST_SAFE_BITS = 4
 
 
@@ -29,12 +34,14 @@ class Assignment:
         kept: names of the layers left as they are.
         default: the grid of every layer without an exception; its group size is resolved.
         reasons: layer name -> the `why` of the override that changed or kept it.
+        regrouped: one sentence, when a group size does not divide every layer; else empty.
     """
 
     specs: Mapping[str, QuantSpec]
     kept: tuple[str, ...]
     default: QuantSpec
     reasons: Mapping[str, str]
+    regrouped: str = ""
 
     @property
     def exceptions(self) -> dict[str, QuantSpec]:
@@ -47,12 +54,13 @@ class Assignment:
         return min((spec.bits for spec in self.specs.values()), default=SMALLEST_SAFE_BITS)
 
 
-def assign(recipe: Recipe, plan: DecoderPlan, scale_dtype: ScaleDtype) -> Assignment:
-    """Resolves the recipe for one model.
+def assign(
+    recipe: Recipe, plan: DecoderPlan, scale_dtype: ScaleDtype, format: Format | None = None
+) -> Assignment:
+    """Resolves the recipe for one model, with group sizes that the format holds.
 
     Raises:
-        RecipeError: RECIPE_NO_MATCH, GROUP_INDIVISIBLE (all layers named), RECIPE_CONFLICT when
-            nothing is left to quantize.
+        RecipeError: RECIPE_NO_MATCH, RECIPE_CONFLICT when nothing is left to quantize.
     """
     names = [linear.name for linear in plan.linears]
     _require_matches(recipe, names)
@@ -94,13 +102,20 @@ def assign(recipe: Recipe, plan: DecoderPlan, scale_dtype: ScaleDtype) -> Assign
         )
         for name, (bits, group_size, symmetric) in wanted.items()
     }
-    _require_divisible(specs, linears)
     default_group = auto if recipe.group_size is None else recipe.group_size
     default = QuantSpec(
         recipe.bits, default_group, recipe.symmetric, recipe.signed_scales, scale_dtype
     )
+    fitted, lines = _fitted(specs, linears, format)
+    # What most layers of the default grid have become is the default.
+    became = Counter(fitted[name] for name, spec in specs.items() if spec == default)
+    told = "; ".join(lines)
     return Assignment(
-        specs, tuple(kept), default, {name: why for name, why in reasons.items() if why}
+        fitted,
+        tuple(kept),
+        became.most_common(1)[0][0] if became else default,
+        {name: why for name, why in reasons.items() if why},
+        f"{told[0].upper()}{told[1:]}." if told else "",
     )
 
 
@@ -116,48 +131,56 @@ def _require_matches(recipe: Recipe, names: list[str]) -> None:
 
 
 def _auto_group_size(layers: list[LinearPlan]) -> int:
-    if not layers:
-        return AUTO_GROUP_SIZES[0]
-    for size in AUTO_GROUP_SIZES:
-        if all(layer.in_features % size == 0 for layer in layers):
-            return size
-    widths = sorted(
-        {layer.in_features for layer in layers if layer.in_features % AUTO_GROUP_SIZES[-1]}
-    )
-    misfits = [layer.name for layer in layers if layer.in_features in widths]
-    raise RecipeError(
-        f"No group size of 128, 64 or 32 divides every layer: {_listed(misfits)} have in_features "
-        f"{', '.join(map(str, widths))}.",
-        code="GROUP_INDIVISIBLE",
-        found=misfits,
-        remedy="Use --group-size -1 (one scale per row), or keep these layers with --keep.",
-    )
+    """The largest size that divides the most layers."""
+
+    def divided(size: int) -> int:
+        return sum(layer.in_features % size == 0 for layer in layers)
+
+    return max(AUTO_GROUP_SIZES, key=lambda size: (divided(size), size))
 
 
-def _require_divisible(specs: Mapping[str, QuantSpec], linears: Mapping[str, LinearPlan]) -> None:
+def _divisor(width: int, group_size: int) -> int:
+    """The largest divisor of `width` up to the group size asked for; -1: whole rows.
+
+    A power of two where one divides, since runtimes have kernels for those.
+    """
+    sizes = [s for s in range(SMALLEST_DIVISOR, min(group_size, width) + 1) if width % s == 0]
+    powers = [size for size in sizes if size & (size - 1) == 0]
+    return max(powers or sizes, default=-1)
+
+
+def _fitted(
+    specs: Mapping[str, QuantSpec], linears: Mapping[str, LinearPlan], format: Format | None
+) -> tuple[dict[str, QuantSpec], list[str]]:
+    """The grids with group sizes that the format holds, and a line for each that is not as asked.
+
+    Where the format has room for a short last group, and without a format, sizes stay as they are.
+    """
     misfits: dict[tuple[int, int], list[str]] = {}
     for name, spec in specs.items():
         width = linears[name].in_features
         if spec.group_size != -1 and width % spec.group_size:
             misfits.setdefault((spec.group_size, width), []).append(name)
-    if not misfits:
-        return
-    told = "; ".join(
-        f"{group} does not divide in_features {width} of {_listed(names)}"
-        for (group, width), names in misfits.items()
-    )
-    legal = [g for g in (32, 64, 128, 256) if all(width % g == 0 for _, width in misfits)]
-    raise RecipeError(
-        f"Group size {told}.",
-        code="GROUP_INDIVISIBLE",
-        found=[name for names in misfits.values() for name in names],
-        needed=legal or [-1],
-        remedy=(
-            f"Sizes that fit: {', '.join(map(str, legal or [-1]))}; or an override: "
-            f'[[overrides]] match = "{next(iter(misfits.values()))[0]}" '
-            f"group_size = {legal[-1] if legal else -1}."
-        ),
-    )
+    fitted, lines = dict(specs), []
+    for (size, width), names in misfits.items():
+        told = f"group size {size} does not divide in_features {width} of {_listed(names)}"
+        if format is None:
+            continue
+        if format.short_groups and size < width:
+            lines.append(
+                f"{told}: the last group of a row has {width % size} inputs, "
+                "which qcore and GPTQModel load, vLLM and SGLang do not"
+            )
+            continue
+        if format.one_group_size:
+            names = [name for name, spec in specs.items() if spec.group_size == size]
+            found = _divisor(math.gcd(*(linears[name].in_features for name in names)), size)
+        else:
+            found = -1 if size > width else _divisor(width, size)
+        grouping = "whole rows" if found == -1 else f"groups of {found}"
+        lines.append(f"{told}: {len(names)} layers take {grouping}")
+        fitted.update({name: replace(specs[name], group_size=found) for name in names})
+    return fitted, lines
 
 
 def _listed(names: list[str], most: int = 6) -> str:

@@ -17,7 +17,7 @@ from qcore.errors import (
 from qcore.formats import Format, choose_format
 from qcore.model import Artifact, Model
 from qcore.progress import Progress
-from qcore.recipe import Recipe
+from qcore.recipe import Recipe, warn
 from qcore.threads import warn_of_running_threads
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def settle(
     # The format depends on the layers' grids, and the type of their scales on the format.
     grids = assign(recipe, model.plan, "float16").exceptions
     chosen = choose_format(format, recipe.bits, recipe.symmetric, grids.values())
-    assignment = assign(recipe, model.plan, chosen.scale_dtype(model.dtype))
+    assignment = assign(recipe, model.plan, chosen.scale_dtype(model.dtype), chosen)
     widths = {linear.name: linear for linear in model.plan.linears}
     chosen.check(
         {
@@ -64,6 +64,8 @@ def settle(
         model, recipe, assignment, chosen, calibration, pass_activations(recipe, model), report
     )
     _guard_low_bits(job)
+    if assignment.regrouped:
+        warn(assignment.regrouped, "GROUP_RAGGED")
     warn_of_running_threads()
     return job
 

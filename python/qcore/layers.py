@@ -121,14 +121,14 @@ def quantize_rtn(weight: Any, spec: QuantSpec) -> QuantizedLinear:
 
     Args:
         weight: (out_features, in_features) float32, float16 or bfloat16, C-contiguous; unchanged.
-        spec: bits, group size and symmetry; the group size must divide in_features.
+        spec: bits, group size and symmetry. Where the group size does not divide in_features, the
+            last group is short.
 
     Returns:
         Codes, scales and zeros. No weight moves by more than half its group's scale, apart from the
         rounding of the scale to its storage type.
 
     Raises:
-        RecipeError: GROUP_INDIVISIBLE.
         NumericalError: VALUE_NAN, VALUE_INF (row, column, count), SCALE_OVERFLOW.
     """
     w = as_float32_matrix(weight, "weight")
@@ -145,7 +145,8 @@ def quantize_nf4(
 
     Args:
         weight: (out_features, in_features) float32, float16 or bfloat16, C-contiguous; unchanged.
-        group_size: inputs that share a scale; divides in_features. -1 means the whole row.
+        group_size: inputs that share a scale, the last of them what is left; -1 means the whole
+            row.
         scale_dtype: the type that holds the scales exactly.
 
     Returns:
@@ -153,7 +154,6 @@ def quantize_nf4(
         of its group's largest magnitude, apart from the rounding of the scale.
 
     Raises:
-        RecipeError: GROUP_INDIVISIBLE.
         NumericalError: VALUE_NAN, VALUE_INF (row, column, count), SCALE_OVERFLOW.
     """
     w = as_float32_matrix(weight, "weight")
@@ -180,7 +180,8 @@ def quantize_gptq(
     Args:
         weight: (out_features, in_features) float32, float16 or bfloat16, C-contiguous; unchanged.
         hessian: a `Hessian`, or a symmetric (in_features, in_features) float64 matrix.
-        spec: bits, group size and symmetry; the group size must divide in_features.
+        spec: bits, group size and symmetry. Where the group size does not divide in_features, the
+            last group is short.
         damp_ratio: share of the mean diagonal added to the diagonal.
         act_order: "group" visits groups, and columns inside them, by decreasing diagonal (storage
             stays
@@ -195,7 +196,6 @@ def quantize_gptq(
         The layer with `loss` = tr(ΔW H ΔWᵀ) / tr(W H Wᵀ).
 
     Raises:
-        RecipeError: GROUP_INDIVISIBLE.
         NumericalError: HESSIAN_SINGULAR (tokens, width, dampings tried),
             VALUE_NAN, VALUE_INF, SCALE_OVERFLOW. CalibrationError: CALIB_NO_TOKENS.
     """
@@ -219,7 +219,7 @@ def quantize_gptq(
         ((codes, error),) = _core.gptq([w], [factor], **grid, scale_search=scale_search)
     form = _core.QuadraticForm(h)
     if error is None:  # rounded, or drowned in the damping
-        error = form.error(w, *codes)
+        error = form.error(w, *codes, grid["group_size"])
     signal = form.signal(w)
     return _layer(codes, spec, error / signal if signal > 0 else 0.0)
 
@@ -244,7 +244,7 @@ def search_awq_scales(
         channel_scales, (in_features,) float32, √(max · min) = 1; all ones when the identity wins.
 
     Raises:
-        RecipeError: GROUP_INDIVISIBLE. NumericalError: VALUE_NAN, VALUE_INF.
+        NumericalError: VALUE_NAN, VALUE_INF.
         CalibrationError: CALIB_NO_TOKENS.
     """
     several = weight if isinstance(weight, (list, tuple)) else [weight]
@@ -288,8 +288,8 @@ def packed_matmul(
 def dequantize(layer: QuantizedLinear) -> Float32Array:
     """What every code stands for: (out_features, in_features) float32."""
     if layer.spec.table == "nf4":
-        return _core.dequantize_nf4(layer.codes, layer.scales, layer.zeros)
-    return _core.dequantize(layer.codes, layer.scales, layer.zeros)
+        return _core.dequantize_nf4(layer.codes, layer.scales, layer.zeros, layer.group_size)
+    return _core.dequantize(layer.codes, layer.scales, layer.zeros, layer.group_size)
 
 
 def packed_weight(layer: QuantizedLinear) -> _core.PackedWeight:

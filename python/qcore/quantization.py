@@ -139,9 +139,14 @@ def _run(
         layers=layers,
         folds=folds,
         sufficiency=blocks.enough,
-        warnings=_thin_warnings(blocks.enough),
+        warnings=[*_ragged_warnings(job.assignment), *_thin_warnings(blocks.enough)],
         choice=choice,
     )
+
+
+def _ragged_warnings(assignment: Assignment) -> list[dict[str, str]]:
+    text = assignment.regrouped
+    return [{"code": "GROUP_RAGGED", "message": text}] if text else []
 
 
 def _thin_warnings(enough: Mapping[str, float]) -> list[dict[str, str]]:

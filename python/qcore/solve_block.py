@@ -244,11 +244,12 @@ class _BlockSolver:
         report: dict[str, Any],
         error: float | None = None,
     ) -> None:
+        spec = self.specs[name]
         if error is None:
-            error = form.error(weight, *codes)
+            error = form.error(weight, *codes, spec.resolved_group_size(weight.shape[1]))
         signal = form.signal(weight)
         report["loss"] = loss = error / signal if signal > 0 else 0.0
-        self.solved.layers[name] = QuantizedLinear(*codes, spec=self.specs[name], loss=loss)
+        self.solved.layers[name] = QuantizedLinear(*codes, spec=spec, loss=loss)
 
 
 def _report_factor(factor: _core.Factor, report: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ class QuantSpec:
     Attributes:
         bits: code width: 2, 3, 4 or 8.
         group_size: consecutive input channels that share one scale and zero; -1 means the whole
-            row.
+            row. Where it does not divide a layer's width, the last group is short.
         symmetric: zeros fixed at 2^(bits-1).
         signed_scales: symmetric only: a group's scale may be negative, so that its largest
             magnitude falls on code 0.
@@ -64,28 +64,18 @@ class QuantSpec:
             )
 
     def resolved_group_size(self, in_features: int) -> int:
-        """The positive group size for a layer of this width.
+        """The positive group size for a layer of this width, never more than the width."""
+        return in_features if self.group_size == -1 else min(self.group_size, in_features)
 
-        Raises:
-            RecipeError: GROUP_INDIVISIBLE when the group size does not divide `in_features`.
-        """
-        size = in_features if self.group_size == -1 else self.group_size
-        if in_features % size:
-            legal = [g for g in (32, 64, 128, 256) if in_features % g == 0]
-            raise RecipeError(
-                f"in_features is {in_features} and group_size {size} does not divide it.",
-                code="GROUP_INDIVISIBLE",
-                found=size,
-                needed=legal,
-                remedy=f"Use one of {[*legal, -1]} (-1: whole row), or pad the weight.",
-            )
-        return size
+    def n_groups(self, in_features: int) -> int:
+        """Groups of a row; where the group size does not divide, the last one is short."""
+        return -(-in_features // max(1, self.resolved_group_size(in_features)))
 
     def grid_arguments(self, in_features: int) -> dict[str, Any]:
         """The fields as the compiled solvers take them, for a layer of this width.
 
         Raises:
-            RecipeError: GROUP_INDIVISIBLE; or the codes of this grid are indices of a table.
+            RecipeError: the codes of this grid are indices of a table.
         """
         if self.table is not None:
             raise RecipeError(
@@ -134,12 +124,8 @@ class QuantizedLinear:
 
     @property
     def group_size(self) -> int:
-        """Positive group size."""
-        return (
-            self.in_features // int(self.scales.shape[1])
-            if self.scales.shape[1]
-            else self.in_features
-        )
+        """Positive group size; the last group holds what is left."""
+        return self.spec.resolved_group_size(self.in_features)
 
     def dequantize(self) -> Float32Array:
         """The weight that the codes stand for: (out_features, in_features) float32."""

@@ -41,7 +41,8 @@ def cf_recipe_regex(tmp: Path) -> list[Attempt]:
 
 
 def cf_group_indivisible(tmp: Path) -> Attempt:
-    return Attempt(lambda: QuantSpec(4, 128).resolved_group_size(576))
+    layers = {"model.layers.0.mlp.up_proj": (QuantSpec(4, 128, True), 64, 576)}
+    return Attempt(lambda: FORMATS["ct"].check(layers))
 
 
 def cf_pack_indivisible(tmp: Path) -> Attempt:

@@ -41,16 +41,20 @@ CONFIG: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
-LEAVES = {
-    "self_attn.q_proj": (128, 128),
-    "self_attn.k_proj": (64, 128),
-    "self_attn.v_proj": (64, 128),
-    "self_attn.o_proj": (128, 128),
-    "mlp.gate_proj": (256, 128),
-    "mlp.up_proj": (256, 128),
-    "mlp.down_proj": (128, 256),
-}
 TOKENS = [0, 5, 17, 80, 3, 3, 44, 95, 21]
+
+
+def leaves(intermediate_size: int) -> dict[str, tuple[int, int]]:
+    """The linears of a block: (out_features, in_features)."""
+    return {
+        "self_attn.q_proj": (128, 128),
+        "self_attn.k_proj": (64, 128),
+        "self_attn.v_proj": (64, 128),
+        "self_attn.o_proj": (128, 128),
+        "mlp.gate_proj": (intermediate_size, 128),
+        "mlp.up_proj": (intermediate_size, 128),
+        "mlp.down_proj": (128, intermediate_size),
+    }
 
 
 @dataclass(frozen=True)
@@ -69,29 +73,28 @@ class Written:
 
 def dequantized(layer: QuantizedLinear) -> Array:
     """scale · (code - zero) in float32: one product, rounded once."""
-    group = layer.group_size
-    steps = layer.codes.astype(np.float32) - np.repeat(layer.zeros, group, 1).astype(np.float32)
-    return steps * np.repeat(layer.scales, group, 1)
+    group = np.arange(layer.in_features) // layer.group_size
+    return (layer.codes - layer.zeros.astype(np.float32)[:, group]) * layer.scales[:, group]
 
 
 def rounded(weight: Array, spec: QuantSpec) -> QuantizedLinear:
     """Min-max rounding; symmetric: absmax, with the sign of every second group's scale turned."""
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     top = 2**spec.bits - 1
-    groups = weight.reshape(rows, -1, spec.resolved_group_size(columns))
-    low, high = np.minimum(groups.min(2), 0), np.maximum(groups.max(2), 0)
+    size = spec.resolved_group_size(columns)
+    starts, group = np.arange(0, columns, size), np.arange(columns) // size
+    low = np.minimum(np.minimum.reduceat(weight, starts, axis=1), 0)
+    high = np.maximum(np.maximum.reduceat(weight, starts, axis=1), 0)
     scales = (high - low) / top
     if spec.symmetric:
-        scales = 2 * np.abs(groups).max(2) / top
+        scales = 2 * np.maximum(-low, high) / top
         scales[:, ::2] *= -1
     scales = scales.astype(NUMPY_DTYPES[spec.scale_dtype]).astype(np.float32)
     zeros = np.clip(np.rint(-low / scales), 0, top)
     if spec.symmetric:
         zeros = np.full_like(scales, (top + 1) // 2)
-    codes = np.clip(np.rint(groups / scales[..., None] + zeros[..., None]), 0, top)
-    return QuantizedLinear(
-        codes.reshape(rows, columns).astype(np.uint8), scales, zeros.astype(np.uint8), spec
-    )
+    codes = np.clip(np.rint(weight / scales[:, group] + zeros[:, group]), 0, top)
+    return QuantizedLinear(codes.astype(np.uint8), scales, zeros.astype(np.uint8), spec)
 
 
 def write_llama(
@@ -103,6 +106,7 @@ def write_llama(
     overrides: dict[str, QuantSpec] | None = None,
     kept: tuple[str, ...] = (),
     tokenizer: bool = False,
+    intermediate_size: int = CONFIG["intermediate_size"],
 ) -> Written:
     """Writes the artifact; `overrides` and `kept` name leaves ("mlp.down_proj") in every block."""
     rng = np.random.default_rng(7)
@@ -120,7 +124,7 @@ def write_llama(
         prefix = f"model.layers.{block}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
             dense[f"{prefix}.{norm}.weight"] = rng.uniform(0.5, 1.5, 128).astype(numpy_dtype)
-        for leaf, shape in LEAVES.items():
+        for leaf, shape in leaves(intermediate_size).items():
             weight = (rng.normal(size=shape) / np.sqrt(shape[1])).astype(np.float32)
             name = f"{prefix}.{leaf}"
             if leaf in kept:
@@ -145,7 +149,7 @@ def write_llama(
         for name, layer in layers.items():
             writer.write_layer(name, layer, fmt)
         files = fmt.config_files(
-            {**CONFIG, "torch_dtype": dtype},
+            {**CONFIG, "intermediate_size": intermediate_size, "torch_dtype": dtype},
             default=spec,
             exceptions=exceptions,
             kept=names_kept,

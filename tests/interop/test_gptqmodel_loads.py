@@ -96,6 +96,19 @@ def test_loads_through_transformers_with_the_same_weights_and_logits(
     require_same_logits(model, written, torch.float16 if name == "awq" else torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [("gptq", QuantSpec(4, 128, True)), ("gptq_v2", QuantSpec(3, 128, False))],
+    ids=("gptq", "gptq_v2"),
+)
+def test_loads_short_last_groups(tmp_path: Path, name: str, spec: QuantSpec) -> None:
+    written = write_llama(tmp_path / "out", name, spec, intermediate_size=224)
+    assert {layer.scales.shape[1] for layer in written.layers.values()} == {1, 2}
+    model = through_transformers(written)
+    require_same_weights(model, written)
+    require_same_logits(model, written, torch.float32)
+
+
 @pytest.mark.parametrize("name", ["gptq", "gptq_v2"])
 def test_the_own_loader_honours_overrides_and_kept_layers(tmp_path: Path, name: str) -> None:
     from gptqmodel import BACKEND, GPTQModel

@@ -20,7 +20,9 @@ def channel_scales(abs_mean: np.ndarray, ratio: float) -> np.ndarray:
 
 def scaled_loss(weight: np.ndarray, hessian: np.ndarray, c: np.ndarray, spec: Spec) -> float:
     scaled = (weight * c.astype(np.float32)).astype(np.float32)
-    return loss(weight, dequantize(*rtn(scaled, spec)) / c.astype(np.float32), hessian)
+    return loss(
+        weight, dequantize(*rtn(scaled, spec), spec.group_size) / c.astype(np.float32), hessian
+    )
 
 
 def losses(

@@ -7,10 +7,14 @@ from oracle.grid import Spec, minmax_grid, searched_grid
 
 
 def group_order(diagonal: np.ndarray, group_size: int) -> np.ndarray:
-    """Groups by decreasing sum of the diagonal, columns inside by decreasing diagonal, ties by index."""
-    groups = diagonal.reshape(-1, group_size).sum(axis=1)
-    order = []
-    for group in np.argsort(-groups, kind="stable"):
+    """Groups by decreasing sum of the diagonal, columns inside by decreasing diagonal, ties by index.
+
+    A short group comes last.
+    """
+    whole = len(diagonal) // group_size
+    groups = diagonal[: whole * group_size].reshape(whole, group_size).sum(axis=1)
+    order: list[int] = []
+    for group in [*np.argsort(-groups, kind="stable"), whole]:
         inside = np.argsort(-diagonal[group * group_size :][:group_size], kind="stable")
         order.extend(group * group_size + inside)
     return np.array(order)
@@ -47,7 +51,8 @@ def gptq(
     }.get(scale_search)
     W = weight[:, p].astype(np.float64)  # overwritten by the running update
     codes, gaps = np.zeros((N, K), np.uint8), np.zeros((N, K))
-    scale, zero = np.zeros((N, K // g)), np.zeros((N, K // g), np.uint8)
+    G = -(-K // g)
+    scale, zero = np.zeros((N, G)), np.zeros((N, G), np.uint8)
     for j in range(K):
         stored_group = p[j] // g
         if j % g == 0:

@@ -13,7 +13,8 @@ def round_groups(weight: np.ndarray, spec: Spec, grid_of: Callable[[np.ndarray, 
     N, K = weight.shape
     g = spec.group_size
     codes = np.zeros((N, K), np.uint8)
-    scales, zeros = np.zeros((N, K // g)), np.zeros((N, K // g), np.uint8)
+    G = -(-K // g)
+    scales, zeros = np.zeros((N, G)), np.zeros((N, G), np.uint8)
     for i in range(N):
         for b in range(0, K, g):
             w = weight[i, b : b + g].astype(np.float64)
@@ -51,7 +52,8 @@ def rtn_clipped(weight: np.ndarray, hessian: np.ndarray, spec: Spec):
     return round_groups(weight, spec, grid_of)
 
 
-def dequantize(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray) -> np.ndarray:
-    g = codes.shape[1] // max(scales.shape[1], 1)
-    wide = np.repeat(zeros.astype(np.float64), g, axis=1)
-    return np.repeat(scales.astype(np.float64), g, axis=1) * (codes - wide)
+def dequantize(
+    codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, group_size: int
+) -> np.ndarray:
+    group = np.arange(codes.shape[1]) // group_size
+    return scales.astype(np.float64)[:, group] * (codes - zeros.astype(np.float64)[:, group])

@@ -22,7 +22,7 @@ BackendTable<Function> table() {
 Backend column_loop_backend(Backend wanted) { return table().resolve(wanted); }
 
 void column_loop(const ColumnLoopArgs& args, Backend backend) {
-  if (args.n_strips < 0 || args.group_size < 1 || args.in_features % args.group_size != 0) {
+  if (args.n_strips < 0 || args.group_size < 1 || args.in_features < 0) {
     throw ArgumentError(message("column_loop: n_strips ", args.n_strips, ", in_features ",
                                 args.in_features, ", group_size ", args.group_size,
                                 " do not go together."));

@@ -20,8 +20,9 @@ enum class GridRule : int {
   kClipped = 2,   // the bound ρ · absmax, ρ = 1 - i/20, i = 0 … 9, with the least d H_gg dᵀ
 };
 
-// In this struct K = in_features, g = group_size, G = K / g, S = n_strips. Arrays are contiguous.
-// Columns are in visiting order; a group is g consecutive ones.
+// In this struct K = in_features, g = group_size, G = ceil(K / g), S = n_strips. Arrays are
+// contiguous. Columns are in visiting order; a group is g consecutive ones, the last one what is
+// left.
 //
 //   weight          (S, K, 16)  float32, finite
 //   r               float32 in panels, PanelLayout{g}: R upper, H + λI = R · Rᵀ; null: nothing is

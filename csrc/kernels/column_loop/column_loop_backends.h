@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/column_loop/column_loop.h"
+#include "quant/spec.h"
 
 namespace qcore::kernels {
 
@@ -10,6 +11,16 @@ void column_loop_avx2(const ColumnLoopArgs& args);
 void column_loop_avx512(const ColumnLoopArgs& args);
 
 namespace {
+
+static inline int64_t n_groups(const ColumnLoopArgs& args) {
+  return group_count(args.in_features, args.group_size);
+}
+
+// Columns of a group.
+static inline int64_t columns_of(const ColumnLoopArgs& args, int64_t group) {
+  const int64_t left = args.in_features - group * args.group_size;
+  return left < args.group_size ? left : args.group_size;
+}
 
 // Shares of the range that kWeighted tries, largest first: a tie keeps the larger. 4 and 3 bits as
 // measured in docs/algorithms/gptq.md, which also says how those of 2 and 8 bits were chosen.

@@ -56,7 +56,7 @@ QCORE_INLINE void carry_errors(const ColumnLoopArgs& args, const GroupPanels& r,
     const int64_t depth = begin - k < kPassColumns ? begin - k : kPassColumns;
     for (int64_t s = 0; s < args.n_strips; s += kTogether) {
       const int64_t count = args.n_strips - s < kTogether ? args.n_strips - s : kTogether;
-      for (int64_t j = 0; j < args.group_size; j += kPanelColumns) {
+      for (int64_t j = 0; j < r.size; j += kPanelColumns) {
         add_panel<false>(StripProduct<float>{args.scratch + 3 * s * width + j * kStripRows,
                                              3 * width, args.errors + s * stride + k * kStripRows,
                                              stride, r.row(j, k), kPanelColumns, depth},
@@ -175,7 +175,7 @@ QCORE_INLINE void column_loop_strips(const ColumnLoopArgs& args) {
   constexpr int kLanes = StripTile<float>::kLanes;
   const int64_t g = args.group_size;
   const PanelLayout layout{g};
-  const int64_t groups = args.in_features / g;
+  const int64_t groups = n_groups(args);
   const int64_t width = layout.width() * kStripRows;
   const int64_t columns = args.in_features * kStripRows;
   const float max_code = static_cast<float>((1 << args.bits) - 1);
@@ -184,7 +184,8 @@ QCORE_INLINE void column_loop_strips(const ColumnLoopArgs& args) {
   }
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t begin = group * g;
-    GroupPanels r{nullptr, layout.rows(group) * kPanelColumns, begin, g, nullptr};
+    GroupPanels r{nullptr, layout.rows(group) * kPanelColumns, begin, columns_of(args, group),
+                  nullptr};
     if (args.r != nullptr) {
       r.first = args.r + layout.panel(group, 0);
       if (args.losses != nullptr) r.damping = args.damping + begin;
@@ -209,10 +210,13 @@ QCORE_INLINE void column_loop_strips(const ColumnLoopArgs& args) {
       const int64_t grids = groups * kStripRows;
       for (int64_t i = 0; i < strips.count; ++i) {
         for (int64_t part = 0; part < kStripRows; part += kLanes) {
-          Candidates of{args, group,
+          Candidates of{args,
+                        group,
+                        r.size,
                         args.r != nullptr ? strips.compensated + i * 3 * width + part
                                           : strips.weight + i * columns + part,
-                        strips.trial + i * 3 * width + part, strips.carried + i * 3 * width + part};
+                        strips.trial + i * 3 * width + part,
+                        strips.carried + i * 3 * width + part};
           const LaneGrid grid = choose_grid(of);
           store_vector(scales + i * grids + part, grid.scale);
           store_vector(zeros + i * grids + part, grid.zero);

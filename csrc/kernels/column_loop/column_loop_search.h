@@ -20,8 +20,9 @@ struct LaneGrid {
 struct Candidates {
   const ColumnLoopArgs& args;
   int64_t group;
-  const float* weights;  // (g, 16), as compensated
-  float* trial;          // two (g, 16) of scratch, for kClipped
+  int64_t size;          // columns of the group
+  const float* weights;  // (size, 16), as compensated
+  float* trial;          // two (size, 16) of scratch, for kClipped
   float* second_trial;
 
   float max_code() const { return static_cast<float>((1 << args.bits) - 1); }
@@ -97,7 +98,7 @@ QCORE_INLINE void weighted_errors(const Candidates& of, const LaneGrid* grids, L
     inverse[c] = spread(1.0f) / grids[c].scale;
     error[c] = spread(0.0f);
   }
-  for (int64_t j = 0; j < of.args.group_size; ++j) {
+  for (int64_t j = 0; j < of.size; ++j) {
     const Lanes w = of.weight(j);
     const Lanes weight = spread(weights[j]);
 #pragma GCC unroll 4
@@ -119,7 +120,7 @@ QCORE_INLINE void refit(const Candidates& of, LaneBest& best) {
   const Lanes zero = spread(0.0f);
   Lanes numerator = zero;
   Lanes denominator = zero;
-  for (int64_t j = 0; j < args.group_size; ++j) {
+  for (int64_t j = 0; j < of.size; ++j) {
     const Lanes w = of.weight(j);
     const Lanes q = steps_of_lanes(w * inverse, best.grid, of.max_code());
     const Lanes weighted = spread(weights[j]) * q;
@@ -185,21 +186,20 @@ QCORE_INLINE LaneGrid weighted_search(const Candidates& of, Lanes low, Lanes hig
 // d H_gg dᵀ for the errors d that two grids leave. The two are a tile of two vectors.
 QCORE_INLINE void clipped_errors(const Candidates& of, const LaneGrid (&grids)[2],
                                  Lanes (&errors)[2]) {
-  const int64_t g = of.args.group_size;
-  const PanelLayout layout{g, true};
+  const PanelLayout layout{of.args.group_size, true};
   float* const trials[2] = {of.trial, of.second_trial};
   for (int c = 0; c < 2; ++c) {
     const Lanes inverse = spread(1.0f) / grids[c].scale;
-    for (int64_t j = 0; j < g; ++j) {
+    for (int64_t j = 0; j < of.size; ++j) {
       const Lanes w = of.weight(j);
       const Lanes steps = steps_of_lanes(w * inverse, grids[c], of.max_code());
       store_vector(trials[c] + j * kStripRows, Lanes32::fma(-grids[c].scale, steps, w));
     }
     errors[c] = spread(0.0f);
   }
-  for (int64_t j0 = 0; j0 < g; j0 += kPanelColumns) {
+  for (int64_t j0 = 0; j0 < of.size; j0 += kPanelColumns) {
     const float* panel = of.args.hessian + layout.panel(of.group, j0 / kPanelColumns);
-    const int64_t width = g - j0 < kPanelColumns ? g - j0 : kPanelColumns;
+    const int64_t width = of.size - j0 < kPanelColumns ? of.size - j0 : kPanelColumns;
     Lanes sum[2][kPanelColumns];
 #pragma GCC unroll 8
     for (int j = 0; j < kPanelColumns; ++j) sum[0][j] = sum[1][j] = spread(0.0f);
@@ -247,7 +247,7 @@ QCORE_INLINE LaneGrid clipped_search(const Candidates& of, Lanes low, Lanes high
 QCORE_INLINE LaneGrid choose_grid(const Candidates& of) {
   Lanes low = spread(0.0f);
   Lanes high = spread(0.0f);
-  for (int64_t j = 0; j < of.args.group_size; ++j) {
+  for (int64_t j = 0; j < of.size; ++j) {
     const Lanes w = of.weight(j);
     low = Lanes32::min(w, low);
     high = Lanes32::max(w, high);

@@ -1,8 +1,6 @@
 // Packed groups into operands, and into panels of them (tile.h), over the vector type `Simd`.
 #pragma once
 
-#include <cstring>
-
 #include "kernels/packed_matmul/packed_tiles.h"
 #include "kernels/tile_product.h"
 
@@ -11,6 +9,8 @@ namespace {
 using qcore::Dtype;
 using qcore::kernels::CodeTable;
 using qcore::kernels::DecodeArgs;
+using qcore::kernels::group_of;
+using qcore::kernels::GroupLayout;
 using qcore::kernels::kByteOffset;
 using qcore::kernels::kLineBytes;
 using qcore::kernels::kOwnZeros;
@@ -39,25 +39,27 @@ QCORE_INLINE Simd::F load_scales(const uint8_t* scales, int v, Dtype dtype) {
   return Simd::load_f16(scales + v * kVectorBytes / 2);
 }
 
-// Vector v of a band's 64 outputs.
-QCORE_INLINE GroupVector group_vector(const uint8_t* group, const PackedLayout& layout, int v) {
+// Vector v of a band's 64 outputs in the group at `data`.
+QCORE_INLINE GroupVector group_vector(const uint8_t* data, const GroupLayout& group,
+                                      const PackedLayout& layout, int v) {
   const Simd::I zero = layout.shared_zero == kOwnZeros
-                           ? Simd::load_bytes(group + layout.zero_offset + v * Simd::kLanes)
+                           ? Simd::load_bytes(data + group.zero_offset + v * Simd::kLanes)
                            : Simd::spread_word(layout.shared_zero);
   const Simd::F minus_low = Simd::to_float(Simd::sub(Simd::spread_word(-(1 << 23)), zero));
   const Simd::F minus_high = Simd::to_float(Simd::sub(Simd::spread_word(-(1 << 15)), zero));
   return GroupVector{
-      group + v / kVectorsPerStrip * layout.code_bytes + v % kVectorsPerStrip * kVectorBytes,
-      load_scales(group + layout.scale_offset, v, layout.scale_dtype),
+      data + v / kVectorsPerStrip * group.code_bytes + v % kVectorsPerStrip * kVectorBytes,
+      load_scales(data + group.scale_offset, v, layout.scale_dtype),
       zero,
       {minus_low, minus_high},
       &layout.table};
 }
 
-// Vector v of the strip.
+// Vector v of the strip in the g-th of the groups to decode.
 QCORE_INLINE GroupVector group_vector(const DecodeArgs& args, int64_t g, int v) {
-  return group_vector(args.groups + g * args.layout.group_bytes, args.layout,
-                      static_cast<int>(args.strip) * kVectorsPerStrip + v);
+  const int64_t group = args.group + g;
+  return group_vector(args.band + group * args.layout.whole.bytes, group_of(args.layout, group),
+                      args.layout, static_cast<int>(args.strip) * kVectorsPerStrip + v);
 }
 
 // How memory becomes codes: inputs 0 … 3 and 4 … 7 of a line of 8, a byte each. kWide: operands of
@@ -210,11 +212,12 @@ QCORE_INLINE Simd::I byte_zero(const GroupVector& group) {
 
 template <class Codes>
 void decode_floats_of(const DecodeArgs& args) {
-  const int64_t size = args.layout.group_size;
   for (int64_t g = 0; g < args.n_groups; ++g) {
+    const int64_t size = group_of(args.layout, args.group + g).size;
     for (int v = 0; v < kVectorsPerStrip; ++v) {
       const GroupVector group = group_vector(args, g, v);
-      float* out = reinterpret_cast<float*>(args.panel) + g * size * kStripWidth + v * Simd::kLanes;
+      float* out = reinterpret_cast<float*>(args.panel) + g * args.layout.whole.size * kStripWidth +
+                   v * Simd::kLanes;
       for (int64_t k = 0; k < size; k += 8) {
         Simd::F values[8];
         line_values<Codes>(group, k / 8, values);
@@ -231,13 +234,14 @@ void decode_floats_of(const DecodeArgs& args) {
 
 template <class Codes>
 void decode_pairs_of(const DecodeArgs& args) {
-  const int64_t size = args.layout.padded_group;
   for (int64_t g = 0; g < args.n_groups; ++g) {
+    const int64_t size = group_of(args.layout, args.group + g).padded;
     for (int v = 0; v < kVectorsPerStrip; ++v) {
       const GroupVector group = group_vector(args, g, v);
       Simd::store(args.scales + g * kStripWidth + v * Simd::kLanes, group.scale);
       const Simd::I shift = Simd::pair_shift(group.zero);
-      uint32_t* out = args.panel + g * size / 2 * kStripWidth + v * Simd::kLanes;
+      uint32_t* out =
+          args.panel + g * args.layout.whole.padded / 2 * kStripWidth + v * Simd::kLanes;
       for (int64_t k = 0; k < size; k += 8) {
         Simd::I pairs[4];
         line_pairs<Codes>(group, shift, k / 8, pairs);
@@ -251,11 +255,11 @@ void decode_pairs_of(const DecodeArgs& args) {
 // Narrow codes as code - zero. Wide ones less kByteOffset; the rest is kByteOffset - zero.
 template <class Codes>
 void decode_codes_of(const DecodeArgs& args) {
-  const int64_t size = args.layout.padded_group;
   const Simd::I middle = Simd::spread_word(kByteOffset);
   const Simd::I in_every_byte = Simd::spread_word(0x01010101);
   const Simd::I x_offset = Simd::mul_words(Simd::spread_word(128), in_every_byte);
   for (int64_t g = 0; g < args.n_groups; ++g) {
+    const int64_t size = group_of(args.layout, args.group + g).padded;
     for (int v = 0; v < kVectorsPerStrip; ++v) {
       const GroupVector group = group_vector(args, g, v);
       const int64_t at = g * kStripWidth + v * Simd::kLanes;
@@ -267,7 +271,8 @@ void decode_codes_of(const DecodeArgs& args) {
           Simd::mul_words(Codes::kWide ? middle : byte_zero<Codes>(group), in_every_byte);
       Simd::I first_sum = Simd::spread_word(0);
       Simd::I second_sum = first_sum;
-      uint32_t* out = args.panel + g * size / 4 * kStripWidth + v * Simd::kLanes;
+      uint32_t* out =
+          args.panel + g * args.layout.whole.padded / 4 * kStripWidth + v * Simd::kLanes;
       for (int64_t s = 0; s < size / 4; s += 2) {
         Simd::I first;
         Simd::I second;

@@ -23,7 +23,7 @@ int64_t input_bytes(Activations activations) {
 // 64-byte aligned parts of one piece of memory.
 struct RowMemory {
   RowMemory(const PackedMatmulArgs& args, const PackedLayout& layout)
-      : row_bytes(layout.n_groups * layout.padded_group * input_bytes(args.activations)),
+      : row_bytes(layout.padded_inputs * input_bytes(args.activations)),
         sums(aligned(args.n_tokens * row_bytes)),
         scales(sums + aligned(args.n_tokens * layout.n_groups * int64_t{sizeof(int32_t)})),
         row(scales + aligned(kFewRows * int64_t{sizeof(float)})),
@@ -39,9 +39,10 @@ struct RowMemory {
 
 void copy_row(const float* x, const PackedLayout& layout, float* row) {
   for (int64_t g = 0; g < layout.n_groups; ++g) {
-    float* group = row + g * layout.padded_group;
-    std::copy_n(x + g * layout.group_size, layout.group_size, group);
-    std::fill(group + layout.group_size, group + layout.padded_group, 0.0f);
+    const GroupLayout& group = group_of(layout, g);
+    float* to = row + g * layout.whole.padded;
+    std::copy_n(x + g * layout.whole.size, group.size, to);
+    std::fill(to + group.size, to + group.padded, 0.0f);
   }
 }
 

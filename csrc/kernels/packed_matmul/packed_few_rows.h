@@ -127,14 +127,16 @@ QCORE_INLINE void add_line(const Operands& operands, int64_t line, int64_t steps
 // Adds group g to the totals of kRows rows and kVectors vectors of outputs from vector v on. Not
 // inlined: the sums of a group live in registers, the totals in the first-level cache.
 template <class Operands, int kRows, int kVectors>
-__attribute__((noinline)) void add_group(const FewRowsArgs& args, const uint8_t* group, int64_t g,
+__attribute__((noinline)) void add_group(const FewRowsArgs& args, const uint8_t* data, int64_t g,
                                          int64_t row, int v, Simd::F* total) {
   constexpr int kLineStep = 4 * Operands::kSteps * kRows;  // bytes of x
   const PackedLayout& layout = args.layout;
+  const GroupLayout& group = group_of(layout, g);
   Operands operands[kVectors];
 #pragma GCC unroll 8
-  for (int i = 0; i < kVectors; ++i) operands[i] = Operands(group_vector(group, layout, v + i));
-  const uint8_t* x = args.x + row * args.x_row_bytes + g * (layout.padded_group / 8) * kLineStep;
+  for (int i = 0; i < kVectors; ++i)
+    operands[i] = Operands(group_vector(data, group, layout, v + i));
+  const uint8_t* x = args.x + row * args.x_row_bytes + g * (layout.whole.padded / 8) * kLineStep;
   typename Operands::Sum sum[kVectors][kRows];
 #pragma GCC unroll 8
   for (int i = 0; i < kVectors; ++i) {
@@ -145,7 +147,7 @@ __attribute__((noinline)) void add_group(const FewRowsArgs& args, const uint8_t*
       sum[i][r] = operands[i].start(total[(v + i) * kFewRows + row + r], x_sum);
     }
   }
-  const int64_t lines = Operands::kPadded ? layout.padded_group / 8 : layout.group_size / 8;
+  const int64_t lines = (Operands::kPadded ? group.padded : group.size) / 8;
   // In the order of memory: vectors read side by side are streams too many for the hardware.
   const uint8_t* ahead = operands[0].group.codes + kAheadBytes;
   for (int64_t line = 0; line < lines; ++line, x += kLineStep) {
@@ -159,10 +161,10 @@ __attribute__((noinline)) void add_group(const FewRowsArgs& args, const uint8_t*
       add_line(operands[i], line, Operands::kSteps, x, sum[i]);
     }
   }
-  if (!Operands::kPadded && layout.group_size % 8 != 0) {
+  if (!Operands::kPadded && group.size % 8 != 0) {
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
-      add_line(operands[i], lines, layout.group_size % 8, x, sum[i]);
+      add_line(operands[i], lines, group.size % 8, x, sum[i]);
     }
   }
 #pragma GCC unroll 8
@@ -178,13 +180,13 @@ __attribute__((noinline)) void add_group(const FewRowsArgs& args, const uint8_t*
 // The vectors of a band that hold outputs, several at a time when there are few rows, so that one
 // sum need not wait for itself.
 template <class Operands, int kRows>
-void add_rows(const FewRowsArgs& args, const uint8_t* group, int64_t g, int64_t row, int vectors,
+void add_rows(const FewRowsArgs& args, const uint8_t* data, int64_t g, int64_t row, int vectors,
               Simd::F* total) {
   constexpr int kVectors = Operands::kSums > 4 * kRows ? 4
                            : Operands::kSums > kRows   ? Operands::kSums / kRows
                                                        : 1;
   for (int v = 0; v < vectors; v += kVectors) {
-    add_group<Operands, kRows, kVectors>(args, group, g, row, v, total);
+    add_group<Operands, kRows, kVectors>(args, data, g, row, v, total);
   }
 }
 
@@ -195,26 +197,27 @@ void few_rows_band(const FewRowsArgs& args, const uint8_t* band, int64_t outputs
   const int vectors = static_cast<int>((outputs + Simd::kLanes - 1) / Simd::kLanes);
   for (Simd::F& t : total) t = Simd::zero();
   for (int64_t g = 0; g < args.layout.n_groups; ++g) {
-    const uint8_t* group = band + g * args.layout.group_bytes;
-    for (int64_t at = args.layout.scale_offset; at < args.layout.group_bytes; at += kLineBytes) {
-      __builtin_prefetch(group + at + kAheadBytes);
+    const GroupLayout& group = group_of(args.layout, g);
+    const uint8_t* data = band + g * args.layout.whole.bytes;
+    for (int64_t at = group.scale_offset; at < group.bytes; at += kLineBytes) {
+      __builtin_prefetch(data + at + kAheadBytes);
     }
     for (int64_t row = 0; row < args.rows;) {
       const int64_t height = few_rows_height(args.rows - row, Simd::kFewRows);
       switch (height) {
         case 8:
           if constexpr (Simd::kFewRows >= 8) {
-            add_rows<Operands, 8>(args, group, g, row, vectors, total);
+            add_rows<Operands, 8>(args, data, g, row, vectors, total);
           }
           break;
         case 4:
-          add_rows<Operands, 4>(args, group, g, row, vectors, total);
+          add_rows<Operands, 4>(args, data, g, row, vectors, total);
           break;
         case 2:
-          add_rows<Operands, 2>(args, group, g, row, vectors, total);
+          add_rows<Operands, 2>(args, data, g, row, vectors, total);
           break;
         default:
-          add_rows<Operands, 1>(args, group, g, row, vectors, total);
+          add_rows<Operands, 1>(args, data, g, row, vectors, total);
       }
       row += height;
     }

@@ -51,17 +51,20 @@ class Product {
       : args_(args), weight_(args.weight), tiles_(tiles), layout_(packed_layout(weight_)) {
     switch (args.activations) {
       case Activations::kFloat32:
-        group_steps_ = layout_.group_size;
+        group_steps_ = layout_.whole.size;
+        last_steps_ = layout_.last.size;
         decode_ = tiles.decode_floats;
         multiply_ = tiles.multiply_floats;
         break;
       case Activations::kBfloat16:
-        group_steps_ = layout_.padded_group / 2;
+        group_steps_ = layout_.whole.padded / 2;
+        last_steps_ = layout_.last.padded / 2;
         decode_ = tiles.decode_pairs;
         multiply_ = tiles.multiply_pairs;
         break;
       case Activations::kInt8:
-        group_steps_ = layout_.padded_group / 4;
+        group_steps_ = layout_.whole.padded / 4;
+        last_steps_ = layout_.last.padded / 4;
         decode_ = tiles.decode_codes;
         multiply_ = weight_.bits == 8 || weight_.has_table ? tiles.multiply_byte_codes
                                                            : tiles.multiply_nibble_codes;
@@ -78,7 +81,7 @@ class Product {
                      [&](const Block& block) { run_block(block, x, args_.y); });
       return;
     }
-    const int64_t row_bytes = layout_.n_groups * group_steps_ * kStepBytes;
+    const int64_t row_bytes = steps_of(0, layout_.n_groups) * kStepBytes;
     // Rows at a distance of a power of two would share the same sets of the caches.
     const int64_t stride_bytes = (row_bytes / kLineBytes + 2) * kLineBytes;
     const int64_t most_rows = std::min(args_.n_tokens, kRowsAtOnce);
@@ -111,6 +114,12 @@ class Product {
   }
 
  private:
+  // Steps of `count` groups from `first` on.
+  int64_t steps_of(int64_t first, int64_t count) const {
+    const bool last = count > 0 && first + count == layout_.n_groups;
+    return last ? (count - 1) * group_steps_ + last_steps_ : count * group_steps_;
+  }
+
   PanelShape panel_shape() const {
     PanelShape shape{};
     shape.groups =
@@ -146,7 +155,7 @@ class Product {
       const int64_t groups = std::min(shape.groups, layout_.n_groups - group);
       const bool last = group + groups >= layout_.n_groups;
       tile.x = x.data + block.row * x.stride_bytes + group * group_steps_ * kStepBytes;
-      tile.steps = groups * group_steps_;
+      tile.steps = steps_of(group, groups);
       tile.resume = group > 0;
       if (x.sums != nullptr) {
         tile.x_sums = x.sums + block.row * layout_.n_groups + group;
@@ -170,12 +179,13 @@ class Product {
     const int64_t group_bytes = shape.strips * group_stride * kStepBytes;
     const int64_t first = output / kStripWidth;
     DecodeArgs decode;
+    decode.group = group;
     decode.n_groups = groups;
     decode.layout = layout_;
     const int64_t n_strips = layout_.n_bands * kBandStrips;
     for (int64_t s = 0; s < shape.strips && first + s < n_strips; ++s) {
       const int64_t band = (first + s) / kBandStrips;
-      decode.groups = weight_.data + band * layout_.band_bytes + group * layout_.group_bytes;
+      decode.band = weight_.data + band * layout_.band_bytes;
       decode.strip = (first + s) % kBandStrips;
       decode.panel = scratch.as<uint32_t>() + s * shape.strip_stride;
       decode.scales = scratch.as<float>(panel_bytes) + s * group_stride;
@@ -192,6 +202,7 @@ class Product {
   const PackedTiles& tiles_;
   PackedLayout layout_;
   int64_t group_steps_ = 1;
+  int64_t last_steps_ = 0;
   bool has_rests_ = false;
   Decode decode_ = nullptr;
   Multiply multiply_ = nullptr;

@@ -15,7 +15,7 @@ enum class Activations : int { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
 // The packed layout, one for all backends. N = out_features, K = in_features, g = group_size.
 //
 // Bands of 64 outputs follow each other; the last one is filled up with outputs of scale 0. A band
-// holds its K / g groups in order, and a group is one run of 64-byte lines:
+// holds its ceil(K / g) groups in order, and a group is one run of 64-byte lines:
 //
 //   codes   of four strips of 16 outputs, one strip after the other. Byte 4·o + i of a line
 //           belongs to output o = 0 … 15 and inputs k + i, k + 4 + i, …, i = 0 … 3, lowest bits
@@ -26,7 +26,8 @@ enum class Activations : int { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
 //           bits 2: lines of 16 inputs.
 //           bits 3: three lines for each 32 inputs: two as for bits 2, of the codes' low two bits,
 //           then one of 32 inputs, of their high bits.
-//           Inputs past the end of the group weigh nothing: x has zeros there.
+//           A group that ends inside 8 inputs is filled up with its zero, where x has zeros too.
+//           A short last group has no more lines than it needs.
 //   scales  64 values of scale_dtype
 //   zeros   64 bytes; none when the whole weight has one zero
 //
@@ -41,8 +42,8 @@ struct PackedWeightView {
   const uint8_t* data = nullptr;  // 64-byte aligned, written by pack_weight
   int64_t out_features = 0;
   int64_t in_features = 0;
-  int64_t group_size = 0;  // divides in_features
-  int bits = 4;            // 2, 3, 4 or 8
+  int64_t group_size = 0;
+  int bits = 4;  // 2, 3, 4 or 8
   Dtype scale_dtype = Dtype::kFloat32;
   int shared_zero = kOwnZeros;  // the zero of every group, when they are all the same
   // bits 4 only: a code stands for scale · table[code]; zeros are kept, and not used.
@@ -57,13 +58,12 @@ Dtype narrowest_scale_dtype(const float* scales, int64_t count);
 int shared_zero_of(const uint8_t* zeros, int64_t count);
 
 // Bytes of the packed form; reads every field of `shape` but data. Throws ArgumentError for a shape
-// that cannot be packed: bits not 2, 3, 4 or 8, a group size that does not divide, a group so long
-// that its int8 sum could leave 32 bits (above 65,000 inputs), a table of other than 4 bits or
-// beyond [-1, 1].
+// that cannot be packed: bits not 2, 3, 4 or 8, a group so long that its int8 sum could leave 32
+// bits (above 65,000 inputs), a table of other than 4 bits or beyond [-1, 1].
 int64_t packed_weight_bytes(const PackedWeightView& shape);
 
 //   codes   (N, K)  uint8, each < 2^bits
-//   scales  (N, G)  float32, G = K / g, each exact in shape.scale_dtype
+//   scales  (N, G)  float32, G = ceil(K / g), each exact in shape.scale_dtype
 //   zeros   (N, G)  uint8, the code that stands for 0.0, each <= 2^bits; each shape.shared_zero
 //                   unless that is kOwnZeros
 //   data    packed_weight_bytes(shape), 64-byte aligned, overwritten

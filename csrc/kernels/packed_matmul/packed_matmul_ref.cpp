@@ -20,9 +20,10 @@ struct PackedRow {
   int64_t o;
   PackedLayout layout;
 
-  const uint8_t* group(int64_t g) const { return band + g * layout.group_bytes; }
-  float scale(int64_t g) const { return scale_at(layout, group(g), o); }
-  int code(int64_t g, int64_t k) const { return code_at(layout, group(g), o, k); }
+  const GroupLayout& group(int64_t g) const { return group_of(layout, g); }
+  const uint8_t* data(int64_t g) const { return band + g * layout.whole.bytes; }
+  float scale(int64_t g) const { return scale_at(layout.scale_dtype, group(g), data(g), o); }
+  int code(int64_t g, int64_t k) const { return code_at(layout.bits, group(g), data(g), o, k); }
   // What a code stands for, without the scale: exactly, in bfloat16, and in int8.
   float value(int64_t g, int64_t k) const {
     return layout.has_table ? layout.table.values[code(g, k)] : static_cast<float>(steps(g, k));
@@ -32,7 +33,7 @@ struct PackedRow {
   }
   int steps(int64_t g, int64_t k) const {
     return layout.has_table ? layout.table.bytes[code(g, k)] - kByteOffset
-                            : code(g, k) - zero_at(layout, group(g), o);
+                            : code(g, k) - zero_at(layout.shared_zero, group(g), data(g), o);
   }
 };
 
@@ -45,8 +46,9 @@ float dot_float32(const PackedRow& row, const float* x) {
   float sum = 0.0f;
   for (int64_t g = 0; g < row.layout.n_groups; ++g) {
     const float scale = row.scale(g);
-    for (int64_t k = 0; k < row.layout.group_size; ++k) {
-      sum = std::fma(x[g * row.layout.group_size + k], scale * row.value(g, k), sum);
+    const float* xs = x + g * row.layout.whole.size;
+    for (int64_t k = 0; k < row.group(g).size; ++k) {
+      sum = std::fma(xs[k], scale * row.value(g, k), sum);
     }
   }
   return sum;
@@ -54,9 +56,9 @@ float dot_float32(const PackedRow& row, const float* x) {
 
 float dot_bfloat16(const PackedRow& row, const float* x) {
   float sum = 0.0f;
-  const int64_t size = row.layout.group_size;
   for (int64_t g = 0; g < row.layout.n_groups; ++g) {
-    const float* xs = x + g * size;
+    const float* xs = x + g * row.layout.whole.size;
+    const int64_t size = row.group(g).size;
     float group_sum = 0.0f;
     for (int64_t k = 0; k < size; k += 2) {
       if (k + 1 < size) {
@@ -97,9 +99,10 @@ QuantizedRow quantize(const float* x, int64_t count) {
 float dot_int8(const PackedRow& row, const QuantizedRow& x) {
   float sum = 0.0f;
   for (int64_t g = 0; g < row.layout.n_groups; ++g) {
+    const int8_t* q = x.q.data() + g * row.layout.whole.size;
     int32_t group_sum = 0;
-    for (int64_t k = 0; k < row.layout.group_size; ++k) {
-      group_sum += x.q[static_cast<size_t>(g * row.layout.group_size + k)] * row.steps(g, k);
+    for (int64_t k = 0; k < row.group(g).size; ++k) {
+      group_sum += q[k] * row.steps(g, k);
     }
     sum = std::fma(static_cast<float>(group_sum), row.scale(g), sum);
   }

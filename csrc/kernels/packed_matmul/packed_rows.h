@@ -11,6 +11,7 @@ namespace {
 using qcore::Bf16;
 using qcore::bits_of;
 using qcore::float_of;
+using qcore::kernels::group_of;
 using qcore::kernels::PackedLayout;
 
 // to_bf16 without a branch.
@@ -23,10 +24,12 @@ QCORE_INLINE uint16_t round_to_bf16(float value) {
 
 void round_row(const float* x, const PackedLayout& layout, Bf16* rounded) {
   for (int64_t g = 0; g < layout.n_groups; ++g) {
-    const float* from = x + g * layout.group_size;
-    Bf16* to = rounded + g * layout.padded_group;
-    for (int64_t k = 0; k < layout.group_size; ++k) to[k].bits = round_to_bf16(from[k]);
-    for (int64_t k = layout.group_size; k < layout.padded_group; ++k) to[k].bits = 0;
+    const int64_t size = group_of(layout, g).size;
+    const int64_t padded = group_of(layout, g).padded;
+    const float* from = x + g * layout.whole.size;
+    Bf16* to = rounded + g * layout.whole.padded;
+    for (int64_t k = 0; k < size; ++k) to[k].bits = round_to_bf16(from[k]);
+    for (int64_t k = size; k < padded; ++k) to[k].bits = 0;
   }
 }
 
@@ -42,13 +45,11 @@ uint32_t largest_bits(const float* x, int64_t count) {
 
 void quantize_row(const float* __restrict x, const PackedLayout& layout, int8_t* __restrict q,
                   int32_t* __restrict sums, float* scale) {
-  const int64_t size = layout.group_size;
-  const int64_t padded = layout.padded_group;
-  const uint32_t bits = largest_bits(x, layout.n_groups * size);
+  const uint32_t bits = largest_bits(x, layout.in_features);
   const float largest = float_of(bits);
   const bool finite = bits < 0x7f800000u;
   if (!finite || largest < qcore::kernels::kSmallestMaximum) {
-    std::memset(q, 0, static_cast<size_t>(layout.n_groups * padded));
+    std::memset(q, 0, static_cast<size_t>(layout.padded_inputs));
     std::memset(sums, 0, static_cast<size_t>(layout.n_groups) * sizeof *sums);
     *scale = finite ? 0.0f : float_of(0x7fc00000u);
     return;
@@ -59,8 +60,10 @@ void quantize_row(const float* __restrict x, const PackedLayout& layout, int8_t*
   const int32_t rounder_bits = static_cast<int32_t>(bits_of(kRounder));
   const float inverse = 127.0f / largest;
   for (int64_t g = 0; g < layout.n_groups; ++g) {
-    const float* from = x + g * size;
-    int8_t* to = q + g * padded;
+    const int64_t size = group_of(layout, g).size;
+    const int64_t padded = group_of(layout, g).padded;
+    const float* from = x + g * layout.whole.size;
+    int8_t* to = q + g * layout.whole.padded;
     int32_t sum = 0;
     for (int64_t k = 0; k < size; ++k) {
       const float shifted = from[k] * inverse + kRounder;

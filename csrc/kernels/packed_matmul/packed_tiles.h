@@ -15,8 +15,9 @@ constexpr float kSmallestMaximum = 0x1p-100f;
 
 // Some consecutive groups of one strip, to be laid out as lines of a panel (tile.h).
 struct DecodeArgs {
-  const uint8_t* groups = nullptr;  // of the strip's band
-  int64_t strip = 0;                // in the band
+  const uint8_t* band = nullptr;
+  int64_t strip = 0;  // in the band
+  int64_t group = 0;  // the first
   int64_t n_groups = 0;
   PackedLayout layout;
   uint32_t* panel = nullptr;
@@ -40,7 +41,7 @@ struct FewRowsArgs {
   const uint8_t* bands = nullptr;
   PackedLayout layout;
   // The rows of a tile side by side: for every 8 inputs, 8 of its first row, 8 of its second, …;
-  // groups filled up to layout.padded_group. A tile that starts at row r starts at r · x_row_bytes.
+  // groups filled up to GroupLayout::padded. A tile that starts at row r starts at r · x_row_bytes.
   const uint8_t* x = nullptr;
   int64_t x_row_bytes = 0;
   int64_t rows = 0;                 // at most kFewRows
@@ -52,8 +53,7 @@ struct FewRowsArgs {
   int64_t y_stride = 0;
 };
 
-// Steps of one group: group_size for floats, padded_group / 2 for pairs, padded_group / 4 for
-// codes.
+// Steps of one group: GroupLayout::size for floats, padded / 2 for pairs, padded / 4 for codes.
 struct PackedTiles {
   void (*decode_floats)(const DecodeArgs& args);  // the weight, rounded once
   void (*decode_pairs)(const DecodeArgs& args);   // code - zero, or the rounded table
@@ -67,7 +67,7 @@ struct PackedTiles {
   void (*few_rows_codes)(const FewRowsArgs& args);
   int64_t few_rows_height;  // the highest tile of those
 
-  // One row of x, its groups filled up with zeros to layout.padded_group.
+  // One row of x, its groups filled up with zeros to GroupLayout::padded.
   void (*round_row)(const float* x, const PackedLayout& layout, Bf16* rounded);
   // sums: of q, one a group. scale: what one step of q stands for, or of q times a table's byte;
   // NaN when x is not finite.

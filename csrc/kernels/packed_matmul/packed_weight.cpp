@@ -41,20 +41,20 @@ void put_codes(uint8_t* group, CodePlace place, uint32_t codes) {
 
 // One group of one output, its bytes already cleared.
 void pack_group(const uint8_t* codes, float scale, uint8_t zero, const PackedWeightView& shape,
-                const PackedLayout& layout, int64_t o, uint8_t* group) {
+                const GroupLayout& group, int64_t o, uint8_t* data) {
   const uint32_t filling = 0x01010101u * std::min<uint32_t>(zero, (1u << shape.bits) - 1);
-  for (int64_t k = 0; k < layout.padded_group; k += 4) {
+  for (int64_t k = 0; k < group.padded; k += 4) {
     uint32_t word = filling;
-    if (k + 4 <= shape.group_size) {
+    if (k + 4 <= group.size) {
       std::memcpy(&word, codes + k, sizeof word);
-    } else if (k < shape.group_size) {
-      std::memcpy(&word, codes + k, static_cast<size_t>(shape.group_size - k));
+    } else if (k < group.size) {
+      std::memcpy(&word, codes + k, static_cast<size_t>(group.size - k));
     }
-    put_codes(group, code_place(layout, o, k), word);
-    if (shape.bits == 3) put_codes(group, high_bit_place(layout, o, k), word >> 2);
+    put_codes(data, code_place(shape.bits, group, o, k), word);
+    if (shape.bits == 3) put_codes(data, high_bit_place(group, o, k), word >> 2);
   }
-  put_scale(group + layout.scale_offset, o, shape.scale_dtype, scale);
-  if (shape.shared_zero == kOwnZeros) group[layout.zero_offset + o] = zero;
+  put_scale(data + group.scale_offset, o, shape.scale_dtype, scale);
+  if (shape.shared_zero == kOwnZeros) data[group.zero_offset + o] = zero;
 }
 
 void check_table(const PackedWeightView& shape) {
@@ -131,14 +131,9 @@ int64_t packed_weight_bytes(const PackedWeightView& shape) {
     throw ArgumentError(message("packed_weight: the shape is (", shape.out_features, ", ",
                                 shape.in_features, "). Sizes must not be negative."));
   }
-  if (shape.group_size < 1 || shape.in_features % shape.group_size != 0) {
-    throw ArgumentError(message("packed_weight: in_features is ", shape.in_features,
-                                " and group_size ", shape.group_size,
-                                " does not divide it. Use a divisor."));
-  }
-  if (shape.group_size > kLongestGroup) {
-    throw ArgumentError(message("packed_weight: group_size is ", shape.group_size, ". Use at most ",
-                                kLongestGroup, "."));
+  if (shape.group_size < 1 || shape.group_size > kLongestGroup) {
+    throw ArgumentError(message("packed_weight: group_size is ", shape.group_size,
+                                ". Use a size from 1 to ", kLongestGroup, "."));
   }
   check_table(shape);
   const PackedLayout layout = packed_layout(shape);
@@ -155,11 +150,11 @@ void pack_weight(const uint8_t* codes, const float* scales, const uint8_t* zeros
     const int64_t first = band * kBandOutputs;
     const int64_t outputs = std::min(kBandOutputs, shape.out_features - first);
     uint8_t* group = data + band * layout.band_bytes;
-    for (int64_t g = 0; g < layout.n_groups; ++g, group += layout.group_bytes) {
+    for (int64_t g = 0; g < layout.n_groups; ++g, group += layout.whole.bytes) {
       for (int64_t o = 0; o < outputs; ++o) {
         const int64_t at = (first + o) * layout.n_groups + g;
         pack_group(codes + (first + o) * shape.in_features + g * shape.group_size, scales[at],
-                   zeros[at], shape, layout, o, group);
+                   zeros[at], shape, group_of(layout, g), o, group);
       }
     }
   });
@@ -169,12 +164,14 @@ void unpack_weight(const PackedWeightView& weight, uint8_t* codes, float* scales
   const PackedLayout layout = packed_layout(weight);
   parallel_for(weight.out_features, [&](int64_t n) {
     const int64_t o = n % kBandOutputs;
-    const uint8_t* group = weight.data + n / kBandOutputs * layout.band_bytes;
-    for (int64_t g = 0; g < layout.n_groups; ++g, group += layout.group_bytes) {
+    const uint8_t* data = weight.data + n / kBandOutputs * layout.band_bytes;
+    for (int64_t g = 0; g < layout.n_groups; ++g, data += layout.whole.bytes) {
+      const GroupLayout& group = group_of(layout, g);
       uint8_t* row = codes + n * weight.in_features + g * weight.group_size;
-      for (int64_t k = 0; k < weight.group_size; ++k) row[k] = code_at(layout, group, o, k);
-      scales[n * layout.n_groups + g] = scale_at(layout, group, o);
-      zeros[n * layout.n_groups + g] = static_cast<uint8_t>(zero_at(layout, group, o));
+      for (int64_t k = 0; k < group.size; ++k) row[k] = code_at(weight.bits, group, data, o, k);
+      scales[n * layout.n_groups + g] = scale_at(weight.scale_dtype, group, data, o);
+      zeros[n * layout.n_groups + g] =
+          static_cast<uint8_t>(zero_at(weight.shared_zero, group, data, o));
     }
   });
 }

@@ -42,7 +42,7 @@ RECIPE_FLAGS = (
     "--group-size",
     type=int,
     help="Input channels per scale: 32, 64, 128, 256, or -1 for the whole row."
-    " [the largest of 128, 64, 32 that divides every layer]",
+    " [the largest of 128, 64, 32 that divides most layers]",
 )
 @click.option("--symmetric/--no-symmetric", default=None, help="Zeros fixed at the middle. [no]")
 @click.option(

@@ -35,6 +35,7 @@ class AwqFormat(Format):
     name = "awq"
     quant_method = "awq"
     bits = (4,)
+    one_group_size = True
 
     def scale_dtype(self, model_dtype: str) -> ScaleDtype:
         """float16, whatever the model."""
@@ -74,7 +75,7 @@ class AwqFormat(Format):
         self, out_features: int, in_features: int, spec: QuantSpec
     ) -> dict[str, TensorSpec]:
         """qweight, qzeros, scales."""
-        n_groups = in_features // spec.resolved_group_size(in_features)
+        n_groups = spec.n_groups(in_features)
         return {
             "qweight": ("int32", (in_features, out_features // CODES_PER_WORD)),
             "qzeros": ("int32", (n_groups, out_features // CODES_PER_WORD)),

@@ -65,6 +65,10 @@ class Format(ABC):
     name: ClassVar[str]
     quant_method: ClassVar[str]
     bits: ClassVar[tuple[int, ...]]
+    # A group size that does not divide in_features leaves a short last group that readers take.
+    short_groups: ClassVar[bool] = False
+    # The config has one group size for all layers.
+    one_group_size: ClassVar[bool] = False
 
     @abstractmethod
     def scale_dtype(self, model_dtype: str) -> ScaleDtype:
@@ -185,11 +189,16 @@ class Format(ABC):
                     f"{held} bits, or a format that holds {spec.bits} bits (gptq, gptq_v2, ct)",
                 )
             ]
-        try:
-            spec.resolved_group_size(in_features)
-        except RecipeError as error:
-            legal = f"a group size of {_either([*error.needed, -1])} (-1: whole row)"  # type: ignore[misc]
-            return [Misfit("GROUP_INDIVISIBLE", error.message.rstrip("."), legal)]
+        size = spec.resolved_group_size(in_features)
+        if in_features % size and not self.short_groups:
+            legal = [g for g in (32, 64, 128, 256) if in_features % g == 0]
+            return [
+                Misfit(
+                    "GROUP_INDIVISIBLE",
+                    f"in_features is {in_features} and group_size {size} does not divide it",
+                    f"a group size of {_either([*legal, -1])} (-1: whole row)",
+                )
+            ]
         return self.misfits(spec, out_features, in_features)
 
     def require(self, layer: QuantizedLinear) -> None:
@@ -203,10 +212,7 @@ class Format(ABC):
                 f"scales {layer.scales.shape} and zeros {layer.zeros.shape} do not belong to codes "
                 f"{layer.codes.shape}."
             )
-        if layer.in_features % n_groups or (
-            layer.spec.group_size not in (-1, layer.in_features // n_groups)
-            or (layer.spec.group_size == -1 and n_groups != 1)
-        ):
+        if n_groups != layer.spec.n_groups(layer.in_features):
             raise ArgumentError(
                 f"{n_groups} groups of {layer.in_features} inputs are not groups of {layer.spec.group_size}."
             )

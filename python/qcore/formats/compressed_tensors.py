@@ -58,7 +58,7 @@ class CompressedTensorsFormat(Format):
         self, out_features: int, in_features: int, spec: QuantSpec
     ) -> dict[str, TensorSpec]:
         """weight_packed, weight_scale, weight_shape and, asymmetric, weight_zero_point."""
-        n_groups = in_features // spec.resolved_group_size(in_features)
+        n_groups = spec.n_groups(in_features)
         found: dict[str, TensorSpec] = {
             "weight_packed": ("int32", (out_features, _words(in_features, spec.bits))),
             "weight_scale": (spec.scale_dtype, (out_features, n_groups)),

@@ -49,6 +49,7 @@ class GptqFormat(Format):
 
     quant_method = "gptq"
     bits = (2, 3, 4, 8)
+    short_groups = True  # g_idx names the group of every input
     # What is subtracted from a zero before it is packed.
     zero_offset: ClassVar[int]
 
@@ -79,7 +80,7 @@ class GptqFormat(Format):
         self, out_features: int, in_features: int, spec: QuantSpec
     ) -> dict[str, TensorSpec]:
         """qweight, qzeros, scales, g_idx."""
-        n_groups = in_features // spec.resolved_group_size(in_features)
+        n_groups = spec.n_groups(in_features)
         return {
             "qweight": ("int32", (in_features * spec.bits // 32, out_features)),
             "qzeros": ("int32", (n_groups, out_features * spec.bits // 32)),
@@ -243,25 +244,29 @@ class GptqReader(QuantizedReader):
         bits = require_bits(words.shape[0] * 32 / in_features if in_features else 0)
         scales = array_of(tensors, f"{layer}.scales", SCALE_DTYPES, (None, out_features))
         n_groups = scales.shape[0]
-        require_groups(layer, n_groups, in_features)
+        group_size = self._group_size(tensors, layer, in_features, n_groups)
         zero_words = array_of(
             tensors, f"{layer}.qzeros", ("int32",), (n_groups, -(-out_features * bits // 32))
         )
-        self._require_sequential(tensors, layer, in_features, n_groups)
         codes = _core.unpack_rows(_by_output(words), bits, in_features)
         stored = _core.unpack_rows(np.ascontiguousarray(zero_words), bits, out_features).T
         zeros = (stored + np.uint8(self._offset_of(layer, stored, bits))) & np.uint8(
             (1 << bits) - 1
         )
-        return self.finished(layer, bits, codes, scales.T, zeros)
+        return self.finished(layer, bits, codes, scales.T, zeros, group_size)
 
-    def _require_sequential(
+    def _group_size(
         self, tensors: Tensors, layer: str, in_features: int, n_groups: int
-    ) -> None:
+    ) -> int | None:
+        """As g_idx shows it, which also tells a short last group; None: the groups are equal."""
         if f"{layer}.g_idx" not in tensors:
-            return
+            require_groups(layer, n_groups, in_features)
+            return None
         g_idx = array_of(tensors, f"{layer}.g_idx", ("int32",), (in_features,))
-        if not np.array_equal(g_idx, np.arange(in_features) // (in_features // n_groups)):
+        size = max(1, int(np.count_nonzero(g_idx == 0)))
+        if -(-in_features // size) != n_groups:
+            require_groups(layer, n_groups, in_features)
+        if not np.array_equal(g_idx, np.arange(in_features) // size):
             raise FormatError(
                 f"The inputs of {escaped(layer)} are not in the order of their groups (desc_act).",
                 code="CONFIG_VALUE",
@@ -269,6 +274,7 @@ class GptqReader(QuantizedReader):
                 needed="a sequential g_idx",
                 remedy="qcore reads files without run-time reordering; quantize the original model instead.",
             )
+        return size
 
     def _offset_of(self, layer: str, stored: UInt8Array, bits: int) -> int:
         """What to add to a stored zero. A symmetric file shows by its zeros whether its label is right."""

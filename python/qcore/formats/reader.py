@@ -80,9 +80,15 @@ class QuantizedReader(ABC):
         """
 
     def finished(
-        self, layer: str, bits: int, codes: UInt8Array, scales: Array, zeros: UInt8Array
+        self,
+        layer: str,
+        bits: int,
+        codes: UInt8Array,
+        scales: Array,
+        zeros: UInt8Array,
+        group_size: int | None = None,
     ) -> QuantizedLinear:
-        """The layer with the grid that its arrays show. scales: (N, G), as stored."""
+        """The layer with the grid that its arrays show; scales (N, G) as stored; equal groups by default."""
         values: Float32Array = np.ascontiguousarray(scales, dtype=np.float32)
         if not np.isfinite(values).all():
             row, group = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
@@ -97,7 +103,7 @@ class QuantizedReader(ABC):
         symmetric = bool((zeros == 1 << (bits - 1)).all())
         spec = QuantSpec(
             bits,
-            -1 if whole_row else codes.shape[1] // n_groups,
+            -1 if whole_row else group_size or codes.shape[1] // n_groups,
             symmetric,
             signed_scales=symmetric and bool((values < 0).any()),
             scale_dtype=cast(ScaleDtype, str(scales.dtype)),

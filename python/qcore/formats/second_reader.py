@@ -89,8 +89,13 @@ def _gptq(config: Mapping[str, Any], tensors: Mapping[str, Array], name: str) ->
     )
     _require(qweight.shape == (n_inputs * bits // 32, n_outputs), name, "qweight has a wrong shape")
     _require(qzeros.shape == (n_groups, n_outputs * bits // 32), name, "qzeros has a wrong shape")
-    sequential = np.arange(n_inputs) // (n_inputs // n_groups)
+    # The last group may be short.
+    group_size = max(1, int((g_idx == 0).sum()))
+    sequential = np.arange(n_inputs) // group_size
     _require(bool((g_idx == sequential).all()), name, "g_idx is not sequential")
+    _require(
+        -(-n_inputs // group_size) == n_groups, name, "scales and g_idx disagree on the groups"
+    )
     codes = _lines(qweight.T, bits, n_inputs)
     zeros = _lines(qzeros, bits, n_outputs).T
     if config["checkpoint_format"] == "gptq":

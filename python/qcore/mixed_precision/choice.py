@@ -94,7 +94,7 @@ class Chooser:
         self.format: Format = choose_format(format, grids[0].bits, recipe.symmetric, grids)
         self.scale_dtype: ScaleDtype = self.format.scale_dtype(model.dtype)
         self._model = model
-        self._base = assign(recipe, model.plan, self.scale_dtype)
+        self._base = assign(recipe, model.plan, self.scale_dtype, self.format)
         self._estimates = sensitivity.estimates
         self.units = units_of(model.plan, self._base.specs.keys(), fused=fused)
         self._measured = [_measured(sensitivity, unit, model) for unit in self.units]

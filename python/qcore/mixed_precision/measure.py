@@ -255,7 +255,7 @@ def _with_loss(
 ) -> QuantizedLinear:
     """Plain rounding looks at no data, so its loss is taken here."""
     weight = finite_weight(block.weight(name), name)
-    error = form.error(weight, layer.codes, layer.scales, layer.zeros)
+    error = form.error(weight, layer.codes, layer.scales, layer.zeros, layer.group_size)
     signal = form.signal(weight)
     return replace(layer, loss=error / signal if signal > 0 else 0.0)
 

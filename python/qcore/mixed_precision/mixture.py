@@ -246,7 +246,7 @@ def _recipe(model: Model, sensitivity: Sensitivity, chooser: Chooser, choice: Ch
     if low and not base.allow_low_bits:
         told = " and ".join(map(str, low))
         base = replace(base, allow_low_bits=f"mixed precision: {told} bits where measured harmless")
-    resolved = assign(base, model.plan, chooser.scale_dtype)
+    resolved = assign(base, model.plan, chooser.scale_dtype, chooser.format)
     overrides = list(base.overrides)
     for unit, scheme in zip(chooser.units, choice.schemes.values(), strict=True):
         why = chooser.why(unit, scheme, commonest)

@@ -10,6 +10,7 @@
 #include "check.h"
 #include "kernels/numbers.h"
 #include "kernels/quadratic_form/quadratic_form.h"
+#include "quant/spec.h"
 
 using namespace qcore;
 using namespace qcore::kernels;
@@ -18,14 +19,16 @@ namespace {
 
 struct Shape {
   int64_t strips;
-  int64_t groups;
+  int64_t columns;
   int64_t group_size;
 };
 
-// One below and above a panel of 8, a tile of two strips and a pass of 128 columns.
-const Shape kShapes[] = {{1, 1, 1},   {1, 13, 1},  {2, 3, 7},   {3, 2, 8},
-                         {1, 4, 9},   {8, 3, 12},  {5, 2, 127}, {2, 3, 128},
-                         {3, 2, 129}, {1, 1, 300}, {4, 5, 64},  {9, 2, 16}};
+// One below and above a panel of 8, a tile of two strips and a pass of 128 columns; then short last
+// groups.
+const Shape kShapes[] = {{1, 1, 1},     {1, 13, 1},    {2, 21, 7},    {3, 16, 8},
+                         {1, 36, 9},    {8, 36, 12},   {5, 254, 127}, {2, 384, 128},
+                         {3, 258, 129}, {1, 300, 300}, {4, 320, 64},  {9, 32, 16},
+                         {2, 17, 16},   {3, 300, 128}, {1, 95, 32},   {2, 5, 8}};
 
 struct Result {
   std::vector<uint8_t> codes;
@@ -56,7 +59,7 @@ std::vector<float> panels_of(const PanelLayout& layout, int64_t columns, test::N
 
 Result run(const ColumnLoopArgs& problem, Backend backend) {
   const int64_t lanes = problem.n_strips * kStripRows;
-  const int64_t groups = problem.in_features / problem.group_size;
+  const int64_t groups = group_count(problem.in_features, problem.group_size);
   Result out;
   out.codes.resize(static_cast<size_t>(problem.in_features * lanes));
   out.errors.resize(out.codes.size());
@@ -80,7 +83,7 @@ Result run(const ColumnLoopArgs& problem, Backend backend) {
 void every_backend_gives_the_bytes_of_the_plain_code() {
   test::Numbers numbers;
   for (const Shape& shape : kShapes) {
-    const int64_t columns = shape.groups * shape.group_size;
+    const int64_t columns = shape.columns;
     std::vector<float> weight = numbers.vector(shape.strips * columns * kStripRows);
     for (int64_t i = 0; i < columns * kStripRows; ++i) {
       if (i % kStripRows == 3) weight[static_cast<size_t>(i)] = i % 2 == 0 ? 0.0f : -0.0f;
@@ -127,7 +130,7 @@ void losses_are_those_of_float64() {
   test::Numbers numbers;
   for (const Shape& shape : kShapes) {
     const PanelLayout layout{shape.group_size};
-    const int64_t columns = shape.groups * shape.group_size;
+    const int64_t columns = shape.columns;
     const std::vector<float> weight = numbers.vector(shape.strips * columns * kStripRows);
     const std::vector<float> r = panels_of(layout, columns, numbers);
     std::vector<float> damping = numbers.vector(columns);

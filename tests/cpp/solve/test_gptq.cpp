@@ -88,7 +88,7 @@ double relative_loss(const QuantizedWeight& q, const std::vector<float>& weight,
                      const std::vector<double>& h, const QuantSpec& spec) {
   const QuadraticForm form(h.data(), kColumns);
   return form.error(weight.data(), q.codes.data(), q.scales.data(), q.zeros.data(), kRows,
-                    kColumns / spec.group_size) /
+                    spec.group_size) /
          form.signal(weight.data(), kRows);
 }
 

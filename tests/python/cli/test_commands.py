@@ -97,7 +97,6 @@ def test_quantize_refuses_an_output_that_exists(
         ([MODEL, "--calib", "/no/such/chats.jsonl"], "CALIB_MISSING"),
         ([MODEL, "--method", "rtn", "--bits", "5"], "RECIPE_VALUE"),
         ([MODEL, "--method", "rtn", "--bits", "3"], "LOW_BIT"),
-        ([MODEL, "--method", "rtn", "--group-size", "96"], "GROUP_INDIVISIBLE"),
         ([MODEL, "--method", "rtn", "--bits", "8", "--format", "awq"], "FORMAT_TARGET"),
         ([MODEL, "--method", "rtn", "--keep", "*.nothing"], "RECIPE_NO_MATCH"),
         ([MODEL, "--method", "rtn", "--backend", "neon"], "DEVICE_UNAVAILABLE"),

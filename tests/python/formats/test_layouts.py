@@ -43,7 +43,7 @@ def random_layer(
     seed: int, rows: int, columns: int, spec: QuantSpec, lowest_zero: int = 0
 ) -> QuantizedLinear:
     rng = np.random.default_rng(seed)
-    groups = columns // spec.resolved_group_size(columns)
+    groups = spec.n_groups(columns)
     top = 2**spec.bits
     zeros = rng.integers(lowest_zero, top, (rows, groups))
     if spec.symmetric:
@@ -254,15 +254,19 @@ def test_all_misfits_are_told_at_once() -> None:
     assert "in_features is 40, and 16" in str(told.value)
     with pytest.raises(RecipeError, match="no place for the zero 0") as told:
         FORMATS["gptq"].check({"x": (QuantSpec(4, 32), 64, 64)})
-    with pytest.raises(RecipeError) as told:
-        FORMATS["ct"].check({"x": (QuantSpec(4, 32), 64, 48)})
-    assert told.value.code == "GROUP_INDIVISIBLE"
+    for name in ("ct", "awq"):
+        with pytest.raises(RecipeError) as told:
+            FORMATS[name].check({"x": (QuantSpec(4, 32), 64, 48)})
+        assert told.value.code == "GROUP_INDIVISIBLE"
+        with pytest.raises(RecipeError, match="48 and group_size 32 does not divide it"):
+            FORMATS[name].encode(random_layer(0, 64, 48, QuantSpec(4, 32)))
 
 
 def test_what_fits_is_not_refused() -> None:
     mixture = {"a": (QuantSpec(4, 32, True), 64, 64), "b": (QuantSpec(8, -1, True), 64, 64)}
     for name in ("gptq", "gptq_v2", "ct"):
         FORMATS[name].check(mixture)
+    FORMATS["gptq"].check({"short": (QuantSpec(4, 128, True), 64, 576)})
     FORMATS["awq"].check({"a": (QuantSpec(4, -1), 64, 64), "b": (QuantSpec(4, -1), 64, 100)})
 
 

@@ -39,7 +39,7 @@ def random_layer(
     spec: QuantSpec, rows: int = 64, columns: int = 96, lowest: int = 0
 ) -> QuantizedLinear:
     rng = np.random.default_rng(spec.bits)
-    groups = columns // spec.resolved_group_size(columns)
+    groups = spec.n_groups(columns)
     top = 2**spec.bits
     zeros = rng.integers(lowest, top, (rows, groups), dtype=np.uint8)
     if spec.symmetric:
@@ -90,6 +90,23 @@ def test_reads_what_it_wrote(name: str, bits: int, symmetric: bool, group: int) 
     spec = QuantSpec(bits, group, symmetric, scale_dtype=FORMATS[name].scale_dtype("bfloat16"))
     layer = random_layer(spec, lowest=1 if name == "gptq" else 0)
     require_equal(read(*checkpoint_of(name, layer)), layer)
+
+
+@pytest.mark.parametrize("name", ["gptq", "gptq_v2"])
+@pytest.mark.parametrize(
+    ("group", "columns"), [(64, 96), (64, 160), (128, 576), (256, 896), (256, 960)]
+)
+def test_reads_a_short_last_group_from_g_idx(name: str, group: int, columns: int) -> None:
+    layer = random_layer(QuantSpec(4, group, name == "gptq"), columns=columns)
+    assert layer.scales.shape[1] == -(-columns // group)
+    settings, tensors = checkpoint_of(name, layer)
+    assert tensors[f"{LAYER}.g_idx"].values.max() == layer.scales.shape[1] - 1
+    require_equal(read(settings, tensors, columns=columns), layer)
+    without = {key: held for key, held in tensors.items() if not key.endswith("g_idx")}
+    if columns % layer.scales.shape[1]:
+        with pytest.raises(FormatError, match="groups for") as told:
+            read(settings, without, columns=columns)
+        assert told.value.code == "SHAPE_MISMATCH"
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import cycle
+from itertools import product as product_of
 
 import ml_dtypes
 import numpy as np
@@ -33,13 +35,13 @@ class Layer:
     @property
     def weight(self) -> np.ndarray:
         """scale · (code - zero), rounded once to float32."""
-        zeros = np.repeat(self.zeros.astype(np.float32), self.group_size, axis=1)
-        return np.repeat(self.scales, self.group_size, axis=1) * (self.codes - zeros)
+        group = np.arange(self.codes.shape[1]) // self.group_size
+        return self.scales[:, group] * (self.codes - self.zeros.astype(np.float32)[:, group])
 
 
 def random_layer(rng, N, K, bits=4, group_size=None, scale_dtype=np.float16) -> Layer:
     group_size = group_size or K
-    G = K // group_size
+    G = -(-K // group_size)
     scales = rng.uniform(-2.0, 2.0, (N, G)).astype(scale_dtype).astype(np.float32)
     return Layer(
         codes=rng.integers(0, 2**bits, (N, K), dtype=np.uint8),
@@ -50,7 +52,8 @@ def random_layer(rng, N, K, bits=4, group_size=None, scale_dtype=np.float16) -> 
     )
 
 
-# N, K, group_size: ragged strips, one group, the usual groups, and sizes no vector divides.
+# N, K, group_size: ragged strips, one group, the usual groups, sizes no vector divides, and short
+# last groups: of the usual widths, of one input, behind more than a panel, longer than the row.
 LAYERS = [
     (1, 32, 32),
     (15, 64, 32),
@@ -64,6 +67,12 @@ LAYERS = [
     (40, 36, 12),
     (3, 6, 1),
     (20, 1536, 512),
+    (70, 576, 128),
+    (9, 129, 128),
+    (33, 45, 8),
+    (17, 131, 32),
+    (20, 900, 256),
+    (6, 100, 128),
 ]
 TOKENS = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33)
 
@@ -120,6 +129,11 @@ def test_bytes_are_those_of_the_layout(bits, scale_dtype, group_bytes, rng):
     assert layer.packed.nbytes == 2 * 3 * (group_bytes - 64)
 
 
+def test_a_short_last_group_takes_no_more_lines_than_it_needs(rng):
+    layer = random_layer(rng, 64, 3 * 64 + 9, 4, 64)
+    assert layer.packed.nbytes == 3 * (2048 + 128 + 64) + 4 * 2 * 64 + 128 + 64
+
+
 # bitsandbytes' NF4 (formats.md, section 7).
 NF4 = np.array(
     [
@@ -142,7 +156,7 @@ def test_table_weights_are_within_their_bounds(backend, activations, rng):
         "int8": np.rint(np.float32(127) * NF4).astype(np.float64) / 127.0,
     }[activations]
     assert (np.abs(steps - NF4) <= np.maximum(0.5 / 127, 2.0**-9 * np.abs(NF4))).all()
-    for (N, K, group_size), M in zip(LAYERS * 2, [*TOKENS, *TOKENS, 5, 65], strict=True):
+    for (N, K, group_size), M in zip(LAYERS * 2, cycle([*TOKENS, 5, 65]), strict=False):
         layer = random_layer(rng, N, K, 4, group_size)
         packed = _core.PackedWeight(
             layer.codes, layer.scales, layer.zeros, 4, group_size=group_size, table=NF4
@@ -155,7 +169,8 @@ def test_table_weights_are_within_their_bounds(backend, activations, rng):
         if activations != "bfloat16":
             assert np.array_equal(y, reference)
         exact_x, scale = used_x(x, activations) if M else (x, 1.0)
-        weight = layer.scales.astype(np.float64).repeat(group_size, axis=1) * steps[layer.codes]
+        group = np.arange(K) // group_size
+        weight = layer.scales.astype(np.float64)[:, group] * steps[layer.codes]
         norms = np.outer(np.linalg.norm(exact_x * scale, axis=1), np.linalg.norm(weight, axis=1))
         err = np.abs(y - exact_x @ weight.T * scale)
         assert (err <= 2 * max(K, 2) * 2.0**-24 * norms).all(), (N, K, group_size, M, err.max())
@@ -181,13 +196,14 @@ def test_rejects_a_table_it_cannot_take(bits, table, message, rng):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_is_within_its_bound(backend, activations, bits, rng):
     """2 · K · 2^-24 · |x row|₂ · |weight row|₂ with the x that the kernel multiplies."""
-    for (N, K, group_size), M in zip(LAYERS * 2, [*TOKENS, *TOKENS, 5, 65], strict=True):
+    for (N, K, group_size), M in zip(LAYERS * 2, cycle([*TOKENS, 5, 65]), strict=False):
         layer = random_layer(rng, N, K, bits, group_size)
         x = rng.standard_normal((M, K), dtype=np.float32)
         y = product(backend, x, layer, activations)
         exact_x, scale = used_x(x, activations) if M else (x, 1.0)
-        weight = layer.scales.astype(np.float64).repeat(group_size, axis=1) * (
-            layer.codes.astype(np.float64) - layer.zeros.astype(np.float64).repeat(group_size, 1)
+        group = np.arange(K) // group_size
+        weight = layer.scales.astype(np.float64)[:, group] * (
+            layer.codes.astype(np.float64) - layer.zeros.astype(np.float64)[:, group]
         )
         exact = exact_x @ weight.T * scale
         norms = np.outer(np.linalg.norm(exact_x * scale, axis=1), np.linalg.norm(weight, axis=1))
@@ -200,7 +216,7 @@ def test_is_within_its_bound(backend, activations, bits, rng):
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "ref"])
 def test_agrees_with_the_reference(backend, activations, bits, rng):
-    for (N, K, group_size), M in zip(LAYERS, [*TOKENS, 100], strict=True):
+    for (N, K, group_size), M in zip(LAYERS, cycle([*TOKENS, 5, 100]), strict=False):
         for dtype in (np.float16, np.float32):
             layer = random_layer(rng, N, K, bits, group_size, dtype)
             if dtype == np.float32:
@@ -232,7 +248,8 @@ def test_float32_equals_the_dense_product_of_the_dequantized_weight(backend, bit
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_row_does_not_depend_on_its_batch(backend, activations, rng):
-    for N, K, group_size, bits in [(83, 192, 64, 4), (20, 45, 15, 3), (50, 256, 256, 8)]:
+    shapes = [(83, 192, 64, 4), (20, 45, 15, 3), (50, 256, 256, 8), (83, 150, 64, 4)]
+    for N, K, group_size, bits in shapes:
         layer = random_layer(rng, N, K, bits, group_size)
         x = rng.standard_normal((67, K), dtype=np.float32)
         whole = product(backend, x, layer, activations)
@@ -245,9 +262,10 @@ def test_a_row_does_not_depend_on_its_batch(backend, activations, rng):
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_threads_do_not_change_a_byte(backend, activations, rng):
-    for M, N in [(1, 2100), (5, 300), (16, 200), (40, 150), (530, 20)]:
-        layer = random_layer(rng, N, 64, 4, 32)
-        x = rng.standard_normal((M, 64), dtype=np.float32)
+    shapes = [(1, 2100), (5, 300), (16, 200), (40, 150), (530, 20)]
+    for (M, N), K in product_of(shapes, (64, 75)):
+        layer = random_layer(rng, N, K, 4, 32)
+        x = rng.standard_normal((M, K), dtype=np.float32)
         results = []
         for threads in (1, 2, 4):
             with forced_threads(threads):
@@ -258,7 +276,7 @@ def test_threads_do_not_change_a_byte(backend, activations, rng):
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_and_misaligned_rows_change_nothing(backend, activations, rng):
-    for K, group_size in [(64, 32), (45, 15)]:
+    for K, group_size in [(64, 32), (45, 15), (45, 32)]:
         layer = random_layer(rng, 50, K, 4, group_size)
         wide = np.full((9, K + 10), np.nan, np.float32)  # what lies beside a row is not read
         wide[:, 3 : K + 3] = rng.standard_normal((9, K), dtype=np.float32)
@@ -298,10 +316,18 @@ def test_int8_takes_extreme_rows(backend, rng):
     assert (np.abs(y[2:] - exact) <= limit).all()
 
 
-def test_rejects_group_size_that_does_not_divide(rng):
+def test_rejects_scales_for_whole_groups_only(rng):
     codes = np.zeros((4, 100), np.uint8)
-    with pytest.raises(ValueError, match=r"in_features is 100 and group_size 64 does not divide"):
+    with pytest.raises(ValueError, match=r"scales has shape \(4, 1\), not \(4, 2\)"):
         _core.PackedWeight(codes, np.zeros((4, 1), np.float32), np.zeros((4, 1), np.uint8), 4, 64)
+
+
+@pytest.mark.parametrize("group_size", [0, -1, 65001])
+def test_rejects_a_group_size_it_cannot_take(group_size):
+    codes = np.zeros((4, 100), np.uint8)
+    scales, zeros = np.zeros((4, 1), np.float32), np.zeros((4, 1), np.uint8)
+    with pytest.raises(ValueError, match=rf"group_size is {group_size}\. Use a size from 1 to"):
+        _core.PackedWeight(codes, scales, zeros, 4, group_size)
 
 
 def test_rejects_a_code_above_its_bits():

@@ -227,7 +227,6 @@ def test_threads_and_the_order_of_widths_change_nothing(model, calibration):
         ({"bits": ["4x"]}, ArgumentError, "'4x' is no width"),
         ({"bits": [True]}, ArgumentError, "True is no width"),
         ({"bits": ["4g0"]}, ArgumentError, "no width"),
-        ({"bits": ["4g100"]}, RecipeError, "100 does not divide it"),
         ({"by": "guess"}, ArgumentError, "by is 'guess'"),
         ({"n_tokens": 1}, ArgumentError, "n_tokens is 1"),
         ({"calib": None}, MissingInputError, "Sensitivity is measured on calibration data"),

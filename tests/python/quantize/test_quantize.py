@@ -289,7 +289,6 @@ def test_auto_format_holds_the_exceptions_too(one_block, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "code"),
     [
-        ({"group_size": 96}, "GROUP_INDIVISIBLE"),
         ({"bits": 3}, "LOW_BIT"),
         ({"overrides": [{"match": "*.no_such", "bits": 8}]}, "RECIPE_NO_MATCH"),
         ({"keep": ["*"]}, "RECIPE_CONFLICT"),
@@ -311,11 +310,54 @@ def test_low_bit_refusal_shows_the_damage_of_rounding(one_block, conversations, 
         run(one_block, tmp_path / "out", Recipe(bits=3, **SMALL), conversations)
 
 
-def test_group_size_refusal_names_every_layer(one_block, conversations, tmp_path):
-    with pytest.raises(RecipeError) as caught:
-        run(one_block, tmp_path / "out", Recipe(method="rtn", group_size=512), conversations)
-    for role in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
-        assert any(name.endswith(role) for name in caught.value.found), role
+@pytest.mark.parametrize(
+    ("format", "group_size", "hidden", "down", "told"),
+    [
+        (
+            "gptq",
+            96,
+            96,
+            96,
+            "the last group of a row has 64 inputs, which qcore and GPTQModel load",
+        ),
+        ("gptq", 512, -1, 512, "6 layers take whole rows"),
+        ("gptq_v2", 512, -1, 512, "the last group of a row has 256 inputs"),
+        ("ct", 96, 64, 96, "6 layers take groups of 64"),
+        ("ct", 200, 128, 128, "take groups of 128"),
+        ("awq", 96, 64, 64, "7 layers take groups of 64"),
+        ("awq", 300, 256, 256, "7 layers take groups of 256"),
+        ("ct", 300, -1, 256, "take whole rows"),
+    ],
+)
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_a_group_size_that_does_not_divide_is_served_and_told(
+    one_block, conversations, tmp_path, method, format, group_size, hidden, down, told
+):
+    recipe = Recipe(method=method, group_size=group_size, symmetric=format == "gptq", **SMALL)
+    with pytest.warns(qcore.QcoreWarning) as caught:
+        artifact = qcore.quantize(
+            one_block,
+            recipe,
+            calib=conversations,
+            out=tmp_path / "out",
+            format=format,
+            progress="none",
+        )
+    (line,) = [str(w.message) for w in caught if w.message.code == "GROUP_RAGGED"]
+    assert told in line
+    assert [w["message"] for w in artifact.record["warnings"] if w["code"] == "GROUP_RAGGED"] == [
+        line
+    ]
+    for role, expected in (("q_proj", hidden), ("down_proj", down)):
+        (name,) = (linear.name for linear in artifact.plan.linears if linear.name.endswith(role))
+        layer = artifact.quantized(name)
+        whole = layer.in_features if expected == -1 else min(expected, layer.in_features)
+        assert layer.group_size == whole
+        assert layer.scales.shape[1] == -(-layer.in_features // whole)
+    artifact.verify(full=True)
+    block, hidden = artifact.block(0), artifact.embed(np.arange(8))
+    exact, rounded = (block.forward(hidden, (8,), activations=a) for a in ("float32", "int8"))
+    assert np.linalg.norm(rounded - exact) <= 0.05 * np.linalg.norm(exact)
 
 
 def test_missing_calibration_data_is_refused(one_block, tmp_path):

@@ -31,7 +31,9 @@ def gptq(weight: np.ndarray, factor: _core.Factor, **options) -> tuple:
     return codes
 
 
-def layer_loss(weight: np.ndarray, codes: tuple, hessian: np.ndarray) -> tuple[float, float]:
+def layer_loss(
+    weight: np.ndarray, codes: tuple, hessian: np.ndarray, group_size: int
+) -> tuple[float, float]:
     """(tr ΔW H ΔWᵀ, tr W H Wᵀ)."""
     form = _core.QuadraticForm(hessian)
-    return form.error(weight, *codes), form.signal(weight)
+    return form.error(weight, *codes, group_size), form.signal(weight)

@@ -19,7 +19,6 @@ from qcore.errors import (
     DtypeError,
     NumericalError,
     QcoreWarning,
-    RecipeError,
 )
 
 SPEC = qc.QuantSpec(bits=4, group_size=32)
@@ -154,10 +153,26 @@ def test_whole_rows_and_options_reach_the_solver(weight, hessian):
     assert np.array_equal(layer.scales, scales)
 
 
-def test_a_group_size_that_does_not_divide_is_refused(weight):
-    with pytest.raises(RecipeError, match="in_features is 64 and group_size 48") as caught:
-        qc.quantize_rtn(weight, qc.QuantSpec(group_size=48))
-    assert caught.value.code == "GROUP_INDIVISIBLE"
+@pytest.mark.parametrize("group_size", [48, 65, 1000])
+def test_a_group_size_that_does_not_divide_leaves_a_short_last_group(
+    weight, hessian, group_size, rng
+):
+    spec = qc.QuantSpec(group_size=group_size)
+    x = rng.standard_normal((3, 64), dtype=np.float32)
+    scaled = weight * qc.search_awq_scales(weight, hessian, spec)
+    for layer in (
+        qc.quantize_rtn(weight, spec),
+        qc.quantize_gptq(weight, hessian, spec),
+        qc.quantize_rtn(scaled, spec),
+        qc.quantize_nf4(weight, group_size),
+    ):
+        assert layer.scales.shape == layer.zeros.shape == (24, 2 if group_size == 48 else 1)
+        assert layer.group_size == min(group_size, 64)
+        dense = layer.dequantize()
+        assert np.array_equal(qc.packed_matmul(x, layer), _core.dense_matmul(x, dense))
+    if group_size > 64:  # as if the whole row were asked for
+        whole = qc.quantize_gptq(weight, hessian, qc.QuantSpec(group_size=-1))
+        assert same(whole, qc.quantize_gptq(weight, hessian, spec))
 
 
 def test_a_singular_hessian_stops_or_falls_back_aloud(weight):

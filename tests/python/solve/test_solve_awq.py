@@ -23,7 +23,9 @@ def search(weights, hessian, abs_mean, spec, tie=None):
     return _core.search_awq_scales(weights, hessian, abs_mean, tie, **spec.arguments)
 
 
-@pytest.mark.parametrize("spec", [Spec(4, 32), Spec(3, 64), Spec(4, 16, True)], ids=str)
+@pytest.mark.parametrize(
+    "spec", [Spec(4, 32), Spec(3, 64), Spec(4, 16, True), Spec(3, 48)], ids=str
+)
 def test_the_winner_and_its_loss_are_the_oracle_s(spec, rng):
     weights, hessian, abs_mean = problem(rng)
     found = search(weights, hessian, abs_mean, spec)
@@ -44,7 +46,7 @@ def test_equal_channels_leave_the_identity(rng):
     assert (found["channel_scales"] == 1.0).all()
     assert found["loss"] == found["identity_loss"]
     codes = _core.rtn(weights[0], **Spec(4, 16).arguments)
-    error = _core.QuadraticForm(np.eye(32)).error(weights[0], *codes)
+    error = _core.QuadraticForm(np.eye(32)).error(weights[0], *codes, 16)
     assert abs(found["identity_loss"] - error) <= 32 * 2.0**-23 * error  # exponent 0 is rtn
 
 
@@ -131,7 +133,8 @@ def oracle_losses(weights, hessian, abs_mean, spec):
     for step in range(21):
         c = oracle.channel_scales(abs_mean, step / 20) if step else np.ones(len(abs_mean))
         c = c.astype(np.float32)
-        rounded = [_core.dequantize(*_core.rtn(w * c, **spec.arguments)) / c for w in weights]
+        codes = [_core.rtn(w * c, **spec.arguments) for w in weights]
+        rounded = [_core.dequantize(*one, spec.group_size) / c for one in codes]
         pairs = zip(weights, rounded, strict=True)
         totals.append(
             sum(np.einsum("ni,ij,nj", w - q, hessian, w - q, optimize=True) for w, q in pairs)

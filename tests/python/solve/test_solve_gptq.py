@@ -17,7 +17,7 @@ BACKENDS = backends_of("column_loop")
 SPECS = [
     Spec(bits, g, symmetric)
     for bits in (2, 3, 4, 8)
-    for g in (16, 96)
+    for g in (16, 40, 96)
     for symmetric in (False, True)
 ]
 
@@ -26,8 +26,8 @@ def factor(hessian, group_size, **options):
     return _core.factor_hessian(hessian, group_size=group_size, **options)
 
 
-def relative(result, weight, hessian):
-    error, signal = layer_loss(weight, result, hessian)
+def relative(result, weight, hessian, group_size):
+    error, signal = layer_loss(weight, result, hessian, group_size)
     return error / signal
 
 
@@ -51,6 +51,7 @@ def test_groups_and_columns_are_visited_by_decreasing_diagonal(rng):
     hessian = correlated_hessian(rng, 96)
     found = factor(hessian, 16)
     assert found.permutation == oracle.group_order(np.diag(hessian), 16).tolist()
+    assert factor(hessian, 36).permutation == oracle.group_order(np.diag(hessian), 36).tolist()
     assert factor(np.eye(8), 4).permutation == list(range(8))  # ties by index
     assert factor(hessian, 16, order="none").permutation == list(range(96))
 
@@ -73,7 +74,9 @@ def test_codes_equal_classic_gptq_but_for_counted_ties(spec, scale_search, rng):
         *theirs, _ = oracle.gptq(weight, hessian, spec, order=order, scale_search=scale_search)
         equal = (ours[0] == theirs[0]).all(axis=1) & (ours[1] == theirs[1]).all(axis=1)
         assert equal.sum() >= N - 2
-        a, b = (oracle.loss(weight, dequantize(*r), hessian) for r in (ours, theirs))
+        a, b = (
+            oracle.loss(weight, dequantize(*r, spec.group_size), hessian) for r in (ours, theirs)
+        )
         assert abs(a - b) <= 0.25 * b * (N - equal.sum()) / N + 1e-9 * b
 
 
@@ -127,12 +130,13 @@ def test_a_power_of_two_on_the_hessian_changes_no_byte(exponent, rng):
 def test_bytes_depend_on_neither_backend_nor_threads(backend, threads, rng):
     K = 192
     hessian, weight = correlated_hessian(rng, K), weights_f16(rng, 70, K)
-    for spec in (Spec(4, 64), Spec(3, K, True), Spec(8, 12, True, False, "bfloat16"), Spec(2, 96)):
+    specs = (Spec(4, 64), Spec(3, K, True), Spec(8, 12, True, False, "bfloat16"), Spec(2, 100))
+    for spec in specs:
 
         def run(spec=spec):
             prepared = factor(hessian, spec.group_size)
             codes = gptq(weight, prepared, **spec.arguments)
-            loss = np.array(layer_loss(weight, codes, hessian))
+            loss = np.array(layer_loss(weight, codes, hessian, spec.group_size))
             return (prepared.r, *codes, loss)
 
         with forced_backend("ref"), forced_threads(1):
@@ -149,11 +153,11 @@ def test_each_refinement_lowers_the_loss(symmetric, rng):
     weight, hessian = weights_f16(rng, 64, 128), correlated_hessian(rng, 128)
     spec = Spec(4, 32, symmetric)
     prepared = factor(hessian, 32)
-    rounded = relative(_core.rtn(weight, **spec.arguments), weight, hessian)
+    rounded = relative(_core.rtn(weight, **spec.arguments), weight, hessian, 32)
     minmax = relative(
-        gptq(weight, prepared, **spec.arguments, scale_search="minmax"), weight, hessian
+        gptq(weight, prepared, **spec.arguments, scale_search="minmax"), weight, hessian, 32
     )
-    searched = relative(gptq(weight, prepared, **spec.arguments), weight, hessian)
+    searched = relative(gptq(weight, prepared, **spec.arguments), weight, hessian, 32)
     assert searched < minmax < rounded
 
 
@@ -161,15 +165,17 @@ def test_a_fine_grid_leaves_almost_nothing(rng):
     weight, hessian = weights_f16(rng, 16, 96), correlated_hessian(rng, 96)
     spec = Spec(8, 16, scale_dtype="float32")
     found = gptq(weight, factor(hessian, 16), **spec.arguments)
-    assert relative(found, weight, hessian) <= 1e-5  # a step is range / 255: (1/255)² / 12 of it
+    assert (
+        relative(found, weight, hessian, 16) <= 1e-5
+    )  # a step is range / 255: (1/255)² / 12 of it
 
 
 @pytest.mark.parametrize(("N", "K"), [(0, 8), (1, 1), (17, 65), (40, 96)])
 def test_layer_loss_is_the_trace(N, K, rng):
     weight, hessian = weights_f16(rng, N, K), correlated_hessian(rng, K)
     codes = _core.rtn(weight, **Spec(4, K).arguments)
-    error, signal = layer_loss(weight, codes, hessian)
-    out = _core.dequantize(*codes).astype(np.float64)
+    error, signal = layer_loss(weight, codes, hessian, K)
+    out = _core.dequantize(*codes, K).astype(np.float64)
     for found, d in ((error, weight - out), (signal, weight.astype(np.float64))):
         bound = (K + 4) * 2.0**-24 * np.trace(np.abs(d) @ np.abs(hessian) @ np.abs(d).T)
         assert abs(found - np.trace(d @ hessian @ d.T)) <= bound
@@ -182,6 +188,7 @@ def test_layer_loss_is_the_trace(N, K, rng):
         (17, 65, 13, 0.0, []),
         (40, 96, 32, 0.03, []),
         (24, 96, 96, 1.0, [5, 40]),
+        (33, 96, 36, 0.03, []),
     ],
 )
 def test_the_loops_own_loss_is_the_undamped_trace(N, K, group_size, damp_ratio, dead, rng):
@@ -191,7 +198,7 @@ def test_the_loops_own_loss_is_the_undamped_trace(N, K, group_size, damp_ratio, 
     prepared = factor(hessian, group_size, damp_ratio=damp_ratio)
     assert not prepared.float64
     ((codes, error),) = _core.gptq([weight], [prepared], **Spec(4, group_size).arguments)
-    d = weight - _core.dequantize(*codes).astype(np.float64)
+    d = weight - _core.dequantize(*codes, group_size).astype(np.float64)
     size = np.abs(d) @ np.sqrt(np.diag(oracle.damped(hessian, damp_ratio)))
     assert abs(error - np.trace(d @ hessian @ d.T)) <= 3 * (K + 2) * 2.0**-24 * (size**2).sum()
 
@@ -300,7 +307,7 @@ def test_refuses_statistics_that_are_not_finite(bad, code):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"group_size": 3}, "group_size 3 does not divide in_features 4"),
+        ({"group_size": 0}, "group_size is 0"),
         ({"group_size": 4, "damp_ratio": -0.1}, "damp_ratio is -0.1"),
         ({"group_size": 4, "damp_ratio": np.nan}, "damp_ratio is nan"),
         ({"group_size": 4, "order": "desc"}, 'order is "desc"'),
