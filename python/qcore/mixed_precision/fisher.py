@@ -86,4 +86,4 @@ class Fisher:
 
 def predicted_kl(weight: Float32Array, layer: QuantizedLinear, form: _core.QuadraticForm) -> float:
     """tr(ΔW C ΔWᵀ) of a curvature C, nats per token."""
-    return form.error(weight, layer.codes, layer.scales, layer.zeros)
+    return form.error(weight, layer.codes, layer.scales, layer.zeros, layer.group_size)
