@@ -7,6 +7,7 @@
 #include "kernels/blocks.h"
 #include "kernels/dense_matmul/dense_matmul.h"
 #include "model/convert.h"
+#include "quant/spec.h"
 
 namespace qcore::model {
 namespace {
@@ -29,7 +30,7 @@ void apply_packed(const Linear& linear, const AnyMatrixView& x, MatrixView<float
 // scale · (code - zero), or scale · table[code], rounded once to `dtype` (float32 or bfloat16).
 AnyMatrixView dequantized(const kernels::PackedWeightView& weight, Dtype dtype,
                           kernels::AlignedBuffer& space) {
-  const int64_t groups = weight.in_features / weight.group_size;
+  const int64_t groups = group_count(weight.in_features, weight.group_size);
   const auto count = static_cast<std::size_t>(weight.out_features * weight.in_features);
   std::vector<uint8_t> codes(count);
   std::vector<uint8_t> zeros(static_cast<std::size_t>(weight.out_features * groups));
