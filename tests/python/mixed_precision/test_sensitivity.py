@@ -36,7 +36,7 @@ def plain_logits(model, sequences, change=None):
     return model.logits(hidden)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "phi3"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "phi3", "mixtral"])
 @pytest.mark.parametrize("index", [0, 1])
 def test_damage_is_the_kl_of_a_full_run(name, index, monkeypatch):
     case = golden.load(name)
