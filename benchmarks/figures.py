@@ -15,11 +15,13 @@ STYLE = (
     ".met{fill:#2f7fc1}.missed{fill:#c9510c}.c0{stroke:#2f7fc1;fill:#2f7fc1}"
     ".c1{stroke:#c9510c;fill:#c9510c}.c2{stroke:#3d8b4f;fill:#3d8b4f}"
     ".c3{stroke:#8250df;fill:#8250df}.c4{stroke:#b8860b;fill:#b8860b}.c5{stroke:#6e7781;fill:#6e7781}"
-    ".s{font-size:10px}text.c0,text.c1,text.c2,text.c3,text.c4,text.c5{stroke:none}polyline{fill:none!important}"
+    ".c6{stroke:#d1478c;fill:#d1478c}.c7{stroke:#1b9e9e;fill:#1b9e9e}"
+    ".c8{stroke:#96521f;fill:#96521f}.c9{stroke:#6f7d00;fill:#6f7d00}"
+    ".s{font-size:10px}text[class^=c]{stroke:none}polyline{fill:none!important}"
     "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.m{fill:#9da7b1}.goal{stroke:#e6edf3}}"
     "</style>"
 )
-COLOURS = 6
+COLOURS = 10
 
 
 def bars(title: str, values: Sequence[tuple[str, float, bool, str]]) -> str:
@@ -147,8 +149,8 @@ def points(
     for index, name in enumerate(series):
         y = top + 16 * index
         marks.append(
-            f'<circle class="c{index % COLOURS}" cx="{right + 40}" cy="{y - 4}" r="4"/>'
-            f'<text x="{right + 50}" y="{y}">{_text(name, 20)}</text>'
+            f'<circle class="c{index % COLOURS}" cx="{right + 22}" cy="{y - 4}" r="4"/>'
+            f'<text x="{right + 31}" y="{y}">{_text(name, 20)}</text>'
         )
     marks.append(
         f'<text class="m" x="{(left + right) / 2}" y="{bottom + 38}" text-anchor="middle">'

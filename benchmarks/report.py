@@ -22,6 +22,7 @@ from benchmarks import figures
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 MOST_BITS_SHOWN = 6.0  # figures of contests end there; their tables do not
+MIXED = "-mix-"  # in the name of a recipe of qcore mix
 FEW_TOKENS = re.compile(r"(.*), (pp|tg)(\d+)$")
 
 
@@ -99,9 +100,17 @@ def shown_contender(kept: dict[str, Any]) -> dict[str, Any]:
     from benchmarks.fidelity.contest import Contender
 
     found = Contender.from_dict(kept)
+    # "qcore default, 4 bits g64 symmetric": the tool's colour, and "g64 sym" beside the point.
+    who, _, setting = found.name.partition(",")
+    if found.name.startswith("llama.cpp"):
+        who, setting = "llama.cpp", found.name.removeprefix("llama.cpp ")
+    elif MIXED in found.recipe:
+        who, setting = "qcore mixed widths", "mixed"
+    label = setting.split(" bits ")[-1].replace("ymmetric", "ym").replace("importance", "imp.")
     return {
         "name": found.name,
-        "who": f"qcore {found.recipe}" if found.recipe else found.name.split(",")[0].split()[0],
+        "who": who,
+        "label": label.strip(),
         "bits": found.bits,
         "MB": found.nbytes / 1e6,
         "CPU s": found.cpu_seconds,
@@ -112,15 +121,15 @@ def shown_contender(kept: dict[str, Any]) -> dict[str, Any]:
 
 def contest(folder: Path, model: str, contenders: list[dict[str, Any]]) -> list[str]:
     """A figure for each kind of text, and the table of everybody."""
-    contenders = sorted(contenders, key=lambda c: c["bits"])
+    # Ours have the first colours.
+    contenders = sorted(contenders, key=lambda c: (not c["who"].startswith("qcore"), c["who"]))
     kinds = list(contenders[0]["scores"])
     parts = [f"### {model}"]
     for kind in kinds:
         series: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
         for c in contenders:
             if c["bits"] <= MOST_BITS_SHOWN:
-                label = c["name"].removeprefix("qcore ").removeprefix("llama.cpp ")
-                series[c["who"]].append((c["bits"], c["scores"][kind][1][0], label))
+                series[c["who"]].append((c["bits"], c["scores"][kind][1][0], c["label"]))
         title = f"{model}, {kind}: KL to the original against size"
         x, y = "stored bits per weight of the linear layers", "mean KL / that of plain rounding"
         stem = re.sub(r"[^a-z0-9]+", "-", f"{model}-{kind}".lower())
@@ -129,7 +138,7 @@ def contest(folder: Path, model: str, contenders: list[dict[str, Any]]) -> list[
     for kind in kinds:
         heads += [f"KL {kind}", "/ rounding", "p99", "same top"]
     lines = [f"| {' | '.join([*heads, 'version'])} |", "|" + "---|" * (len(heads) + 1)]
-    for c in contenders:
+    for c in sorted(contenders, key=lambda c: c["bits"]):
         cells = [c["name"], f"{c['bits']:.3f}", f"{c['MB']:.2f}", f"{c['CPU s']:.3g}"]
         for score, (ratio, error) in c["scores"].values():
             cells += [f"{score.kl:.4f} ± {score.se:.4f}", f"{ratio:.3f} ± {error:.3f}"]

@@ -28,6 +28,7 @@ SMOLLM2 = {
     "rtn": "4s64 4a64 3a64 4a32 3a32 8s64",
     "plain": "4a64",
     "default": "4a64 4s64 3a64 8a64 4a32 3a32",
+    "best": "4a64 3a64 4s64",
     "smollm2-mix-4.44": FILE_GRID,
     "smollm2-mix-5.53": FILE_GRID,
 }
@@ -35,6 +36,7 @@ EMBEDDED = {
     "rtn": "4s64 4s32 4s128 4a32 4a64 4a128 3a32 3a64 3a128 8s64 8a128",
     "plain": "4a64",
     "default": "4s32 4s64 4s128 4a32 4a64 4a128 3a32 3a64 3a128 8s64 8a128",
+    "best": "4s64 4a64 4a32 3a64",
     "helpdesk6m-mix-3.50": FILE_GRID,
     "helpdesk6m-mix-3.85": FILE_GRID,
     "helpdesk6m-mix-4.31": FILE_GRID,

@@ -23,6 +23,7 @@ from benchmarks.peers.llama_bench import GGUF_NAMES, QUANTIZE, write_gguf
 from benchmarks.peers.places import PeerAbsentError
 from benchmarks.random_checkpoint import Shape
 from qcore import _core
+from qcore.batches import batches_of
 from qcore.calibrate import open_stream
 
 
@@ -190,10 +191,10 @@ def mean_squares(model: qcore.Model, calib: qcore.Calibration) -> Iterator[tuple
         def add(tap: str, x: np.ndarray, sums: dict[str, np.ndarray] = sums) -> None:
             sums[tap] += np.square(x, dtype=np.float64).sum(axis=0)
 
-        for rows, lengths in stream.batches():
-            hidden = stream.hidden[rows]
+        for batch in batches_of(stream.lengths):
+            hidden = stream.hidden[batch.rows]
             taps = {tap: lambda x, tap=tap: add(tap, x) for tap in sums}
-            block.forward(hidden, lengths, activations="float32", taps=taps, out=hidden)
+            block.forward(hidden, batch.lengths, activations="float32", taps=taps, out=hidden)
         for linear in plan.linears:
             mean = (sums[linear.tap] / stream.n_tokens).astype(np.float32)
             inside = linear.name.removeprefix(f"model.layers.{plan.index}.")

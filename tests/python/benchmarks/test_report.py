@@ -116,8 +116,8 @@ def test_a_contest_becomes_a_figure_a_kind_and_a_table(tmp_path: Path) -> None:
         "cpu_seconds": 7.0, "scores": {"chat": score}, "yardstick": {"chat": score},
         "version": "1.2", "date": "2026-11-20",
     }  # fmt: skip
-    names = ("qcore default, 4 bits", "HQQ, 4 bits g64", "HQQ, 8 bits")
-    details = [contender | {"name": name, "bits": 4.5 + 4 * ("8" in name)} for name in names]
+    names = ("qcore default, 4 bits g64 symmetric", "HQQ, 4 bits g64", "HQQ, 8 bits g8")
+    details = [contender | {"name": name, "bits": 4.5 + 4 * ("8 bits" in name)} for name in names]
     details[0] |= {"recipe": "default", "date": ""}
     path = tmp_path / "fidelity.md"
     path.write_text("<!-- begin fidelity --><!-- end fidelity -->")
@@ -126,9 +126,10 @@ def test_a_contest_becomes_a_figure_a_kind_and_a_table(tmp_path: Path) -> None:
     assert "87.5% | 1.2, 2026-11-20 |" in text
     svg = (tmp_path / "fidelity" / "m-chat.svg").read_text()
     shown = [element.text for element in ET.fromstring(svg).iter() if element.text]
-    assert "HQQ, 4 bits g64" in shown
-    assert "default, 4 bits" in shown
-    assert "HQQ, 8 bits" not in shown  # beyond the figure's end
+    assert "g64 sym" in shown
+    assert "g64" in shown
+    assert "qcore default" in shown
+    assert "g8" not in shown  # beyond the figure's end
 
 
 def test_labels_of_points_do_not_overlap() -> None:
