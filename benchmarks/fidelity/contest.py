@@ -226,8 +226,13 @@ def record(contest: Contest, date: str) -> None:
         if not contender.recipe and not contender.date:
             rows[contender.name] = dataclasses.replace(contender, date=date)
     everyone[model] = [rounded(dataclasses.asdict(row)) for row in rows.values()]
+    # A line for each peer.
+    models = (
+        json.dumps(name) + ": [\n" + ",\n".join(map(json.dumps, found)) + "\n]"
+        for name, found in everyone.items()
+    )
     with tempfile.NamedTemporaryFile("w", dir=PEERS_FILE.parent, delete=False) as staged:
-        staged.write(json.dumps(everyone, indent=1) + "\n")
+        staged.write("{\n" + ",\n".join(models) + "\n}\n")
     shutil.move(staged.name, PEERS_FILE)
 
 
