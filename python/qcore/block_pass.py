@@ -7,13 +7,15 @@ calibration samples.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qcore import _core
-from qcore.calibrate import Stream, advance, collect, open_stream
+from qcore.calibrate import Stream, advance, open_stream
+from qcore.expert_coverage import ExpertCoverage, collect_with_experts
 from qcore.finite import require_finite
 from qcore.job import Job
 from qcore.record import RunClock
@@ -21,6 +23,8 @@ from qcore.solve_block import SolvedBlock, solve_block
 
 if TYPE_CHECKING:
     from qcore.model import Block
+
+_EXPERT_TAP = re.compile(r"^experts\.\d+\.")
 
 
 class BlockPass:
@@ -31,13 +35,16 @@ class BlockPass:
         clock: where the phases are timed.
 
     Attributes:
-        enough: tap -> the fewest effective tokens per channel of any block so far.
+        enough: tap -> the fewest effective tokens per channel of any block so far; experts have
+            "experts.input" and "experts.hidden" together.
+        coverage: what the experts were given, one entry per block with experts.
     """
 
     def __init__(self, job: Job, clock: RunClock) -> None:
         self._job, self._clock = job, clock
         self._stream: Stream | None = None
         self.enough: dict[str, float] = {}
+        self.coverage: list[ExpertCoverage] = []
         if job.calibration is not None and job.recipe.needs_data:
             self._stream = open_stream(job.model, job.calibration.sequences, job.recipe)
             clock.lap("token weights")
@@ -59,15 +66,20 @@ class BlockPass:
         last = index + 1 == len(job.model.plan.blocks)
         from_reference = job.recipe.propagate == "reference"
         moments = _moments(block) if job.recipe.propagate == "corrected" else None
-        hessians = collect(
+        hessians, coverage = collect_with_experts(
             block,
             stream,
+            job.recipe,
             job.activations,
-            advance=from_reference and not last,
+            advance_stream=from_reference and not last,
+            quantized=specs.keys(),
             moments=moments,
         )
+        if coverage is not None:
+            self.coverage.append(coverage)
         for tap, hessian in hessians.items():
-            self.enough[tap] = min(hessian.ratio, self.enough.get(tap, np.inf))
+            kind = _EXPERT_TAP.sub("experts.", tap)
+            self.enough[kind] = min(hessian.ratio, self.enough.get(kind, np.inf))
         self._clock.lap("statistics")
         solved = solve_block(block, specs, job.recipe, hessians, moments)
         self._clock.lap("solve")
@@ -78,4 +90,5 @@ class BlockPass:
 
 
 def _moments(block: Block) -> Mapping[str, _core.CrossMoment]:
-    return {x.tap: _core.CrossMoment(x.in_features) for x in block.plan.linears}
+    """Where to sum up how inputs move. Not of experts: the two models give them other tokens."""
+    return {x.tap: _core.CrossMoment(x.in_features) for x in block.plan.linears if x.expert is None}

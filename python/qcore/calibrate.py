@@ -24,8 +24,10 @@ from qcore.spec import Array, Float32Array
 from qcore.token_weights import TokenWeights, token_weights
 
 if TYPE_CHECKING:
+    from qcore.checkpoint.architectures import BlockPlan
     from qcore.data import Calibration
     from qcore.model import Block, Model
+    from qcore.model.block import ExpertTap
 
 
 @dataclass
@@ -80,33 +82,30 @@ def collect(
             stream's reference is then advanced.
 
     Returns:
-        tap -> statistics; layers with the same input share one.
+        tap -> statistics; layers with the same input share one. A block with experts always has
+        "mlp_input", and for each expert the tokens that the router gave it, or none.
 
     Raises:
         NumericalError: ACTIVATION_NAN or ACTIVATION_INF, with the layer's name.
     """
     plan = block.plan
     hessians: dict[str, Hessian] = {x.tap: Hessian(x.in_features) for x in plan.linears}
-    readers: dict[str, str] = {
-        linear.tap: linear.name for linear in reversed(plan.linears)
-    }  # the first layer that reads the tap
+    readers = _readers(plan)
+    shown: list[str] = [x.tap for x in plan.linears if x.expert is None]
+    if plan.experts is not None:
+        hessians.setdefault("mlp_input", Hessian(plan.hidden_size))
+        shown.append("mlp_input")
     for batch in batches_of(stream.lengths):
         rows, lengths = batch.rows, batch.lengths
-        weights = {
-            tap: None
-            if stream.token_weights is None
-            else stream.token_weights[plan.index, tap][rows]
-            for tap in hessians
-        }
-        taps = {
-            tap: _watch(hessian, weights[tap], readers[tap], rows)
-            for tap, hessian in hessians.items()
-        }
+        weights = _weights_of(stream, plan, hessians, rows)
+        taps = {tap: _watch(hessians[tap], weights[tap], readers[tap], rows) for tap in shown}
         if moments is not None:
             assert stream.reference is not None
             original = _inputs(block, stream.reference[rows], lengths, activations, moments)
             taps = {
                 tap: _watch_moved(watch, moments[tap], original[tap], weights[tap])
+                if tap in moments
+                else watch
                 for tap, watch in taps.items()
             }
         hidden = stream.hidden[rows]
@@ -117,8 +116,72 @@ def collect(
             taps=taps,
             stop_after_taps=not advance,
             out=hidden if advance else None,
+            expert_tap=_expert_tap(plan, hessians, weights, rows),
         )
     return hessians
+
+
+def collect_every_token(
+    block: Block, stream: Stream, activations: str, experts: Sequence[int]
+) -> dict[str, Hessian]:
+    """The input of down of these experts if every token reached them: tap -> statistics."""
+    plan = block.plan
+    assert plan.experts is not None
+    taps = {plan.experts.hidden_tap(expert) for expert in experts}
+    hessians: dict[str, Hessian] = {
+        x.tap: Hessian(x.in_features) for x in plan.linears if x.tap in taps
+    }
+    for batch in batches_of(stream.lengths):
+        rows, lengths = batch.rows, batch.lengths
+        weights = _weights_of(stream, plan, hessians, rows)
+        block.forward(
+            stream.hidden[rows],
+            lengths,
+            activations=activations,
+            stop_after_taps=True,
+            expert_tap=_expert_tap(plan, hessians, weights, rows, experts),
+            every_token=True,
+        )
+    return hessians
+
+
+def _weights_of(
+    stream: Stream, plan: BlockPlan, taps: Iterable[str], rows: slice
+) -> dict[str, Float32Array | None]:
+    """tap -> the weights of these tokens; None when all count the same."""
+    known = stream.token_weights
+    return {tap: None if known is None else known[plan.index, tap][rows] for tap in taps}
+
+
+def _readers(plan: BlockPlan) -> dict[str, str]:
+    """tap -> the first layer that reads it."""
+    readers: dict[str, str] = {linear.tap: linear.name for linear in reversed(plan.linears)}
+    if plan.experts is not None:
+        readers.setdefault("mlp_input", plan.experts.router.removesuffix(".weight"))
+    return readers
+
+
+def _expert_tap(
+    plan: BlockPlan,
+    hessians: Mapping[str, Hessian],
+    weights: Mapping[str, Float32Array | None],
+    rows: slice,
+    experts: Sequence[int] | None = None,
+) -> tuple[Sequence[int], ExpertTap] | None:
+    """Sums up what experts are given, for the taps that have statistics; None without experts."""
+    described = plan.experts
+    if described is None:
+        return None
+    readers = _readers(plan)
+
+    def watch(expert: int, point: str, x: Array, tokens: Array) -> None:
+        tap = described.input_tap(expert) if point == "input" else described.hidden_tap(expert)
+        if tap in hessians:
+            whole = weights[tap]
+            own = None if whole is None else whole[tokens]
+            _watch(hessians[tap], own, readers[tap], rows)(x)
+
+    return (range(described.n_experts) if experts is None else experts), watch
 
 
 def pass_activations(recipe: Recipe, model: Model) -> str:

@@ -4,7 +4,8 @@ weights get easier to round.
 prev's output channel j is divided by c_j, column j of every consumer is multiplied by c_j
 (docs/algorithms/awq.md). A fold is
 skipped when one of its layers is kept unquantized: its 16-bit storage would round, and the model
-    would change.
+    would change. Routers alone are multiplied and rounded again: they always keep their precision,
+    and steer by about as much as the rounding of the activations does.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from qcore.spec import Array, Float32Array, QuantSpec
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+# Rows of all experts together on which AWQ's scales are judged; the search looks at a part of them.
+JUDGED_EXPERT_ROWS = 4096
+
 
 @dataclass
 class BlockWeights:
@@ -35,6 +39,7 @@ class BlockWeights:
         vectors: full tensor name -> norm weight or bias, as stored.
         changed: names in `vectors` that a fold has changed and the artifact must carry.
         scales: tap -> channel_scales that were folded into the consumers of that tap.
+            Routers that a fold has changed are float32 here.
         report: one entry per fold, for the record: ratio is the exponent of c; loss (at that
             exponent) and identity_loss (plain rounding) sum tr(ΔW H ΔWᵀ) over the consumers, both
             estimates from 1,024 rows of each consumer that has more.
@@ -68,10 +73,12 @@ def fold_block(
         if loose:
             entry["skipped"] = f"kept in full precision: {', '.join(loose)}"
             continue
-        tap = fold.consumers[0].tap
+        if fold.tap not in hessians:
+            entry["skipped"] = "too few tokens"
+            continue
         spec = specs[fold.consumers[0].name]
-        statistics = hessians[tap]
-        found = _searched(fold, block.weights, statistics, spec)
+        judged = _judged_weights(plan, fold, block.weights)
+        found = _searched(fold, judged, hessians[fold.tap], spec)
         entry["ratio"], entry["loss"], entry["identity_loss"] = (
             found["ratio"],
             found["loss"],
@@ -82,17 +89,41 @@ def fold_block(
         scales = divide_previous(fold, found["channel_scales"], block)
         for consumer in fold.consumers:
             block.weights[consumer.name] = block.weights[consumer.name] * scales
-        block.scales[tap] = scales
+            block.scales[consumer.tap] = scales
+        for name in fold.unquantized:
+            block.vectors[name] = block.vectors[name].astype(np.float32) * scales
+            block.changed.add(name)
+
+
+def _judged_weights(
+    plan: BlockPlan, fold: Fold, weights: Mapping[str, Float32Array]
+) -> list[Float32Array]:
+    """The weights by whose losses the scales are chosen: the consumers', or, where experts read the
+    input, some rows of all experts as one gate and one up.
+
+    A token passes top_k experts, so all of them together count as much as top_k.
+    """
+    if plan.experts is None or not fold.unquantized:
+        return [weights[linear.name] for linear in fold.consumers]
+    judged = [weights[linear.name] for linear in fold.consumers if linear.expert is None]
+    rows = np.random.default_rng(0).permutation(plan.experts.intermediate_size)
+    rows = np.sort(rows[: -(-JUDGED_EXPERT_ROWS // plan.experts.n_experts)])
+    share = plan.experts.top_k * plan.experts.intermediate_size
+    for role in ("gate_proj", "up_proj"):
+        experts = [x for x in fold.consumers if x.expert is not None and x.role == role]
+        stacked = np.concatenate([weights[x.name][rows] for x in experts])
+        judged.append(stacked * np.float32(np.sqrt(share / len(stacked))))
+    return judged
 
 
 def _searched(
-    fold: Fold, weights: Mapping[str, Float32Array], statistics: Hessian, spec: QuantSpec
+    fold: Fold, weights: list[Float32Array], statistics: Hessian, spec: QuantSpec
 ) -> dict[str, Any]:
     """The channel scales of one fold; a search without a finite loss names the layers."""
     names = [linear.name for linear in fold.consumers]
     try:
         found: dict[str, Any] = _core.search_awq_scales(
-            [weights[name] for name in names],
+            weights,
             statistics.hessian(),
             statistics.abs_mean,
             None if fold.tie is None else np.asarray(fold.tie, np.int64),
@@ -102,7 +133,7 @@ def _searched(
         if error.code != "SEARCH_FAILED":
             raise
         raise NumericalError(
-            f"{', '.join(names)}: {error.message}",
+            f"{', '.join(names[:6])}: {error.message}",
             code=error.code,
             where=names[0],
             remedy='Look for outliers in the layer and its input, or use method = "gptq".',

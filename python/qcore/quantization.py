@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qcore.block_pass import BlockPass
 from qcore.errors import InternalError
+from qcore.expert_coverage import coverage_warnings
 from qcore.finite import require_finite
 from qcore.formats import ArtifactWriter, Format
 from qcore.job import Job, settle
@@ -17,8 +18,11 @@ from qcore.recipe import Recipe, warn
 from qcore.record import RunClock, artifact_record
 from qcore.solve_block import SolvedBlock
 
+T = TypeVar("T")
+
 if TYPE_CHECKING:
     from qcore.assignment import Assignment
+    from qcore.checkpoint.architectures import DecoderPlan
     from qcore.checkpoint.checkpoint import TensorRef
     from qcore.data.calibration import Calibration
 
@@ -139,7 +143,12 @@ def _run(
         layers=layers,
         folds=folds,
         sufficiency=blocks.enough,
-        warnings=[*_ragged_warnings(job.assignment), *_thin_warnings(blocks.enough)],
+        experts=[coverage.to_dict() for coverage in blocks.coverage],
+        warnings=[
+            *_ragged_warnings(job.assignment),
+            *_thin_warnings(blocks.enough),
+            *coverage_warnings(blocks.coverage),
+        ],
         choice=choice,
     )
 
@@ -150,7 +159,11 @@ def _ragged_warnings(assignment: Assignment) -> list[dict[str, str]]:
 
 
 def _thin_warnings(enough: Mapping[str, float]) -> list[dict[str, str]]:
-    thin = {tap: ratio for tap, ratio in enough.items() if ratio < ENOUGH_TOKENS_PER_FEATURE}
+    thin = {
+        tap: ratio
+        for tap, ratio in enough.items()
+        if ratio < ENOUGH_TOKENS_PER_FEATURE and not tap.startswith("experts.")
+    }
     if not thin:
         return []
     told = ", ".join(f"{tap} {ratio:.2g}" for tap, ratio in thin.items())
@@ -206,15 +219,31 @@ def _outside_blocks(job: Job) -> Iterator[tuple[str, TensorRef]]:
             yield name, reference
 
 
+def with_fused_experts(plan: DecoderPlan, named: Mapping[str, T]) -> dict[str, T]:
+    """The names, and "....experts" wherever the layers of all experts of a block have one value.
+
+    Runtimes fuse a block's experts into one module, and look for it under that name.
+    """
+    found = dict(named)
+    for block in plan.blocks:
+        layers = [linear.name for linear in block.linears if linear.expert is not None]
+        if block.experts is None or any(name not in named for name in layers):
+            continue
+        if all(named[name] == named[layers[0]] for name in layers):
+            found[f"{block.experts.part}.experts"] = named[layers[0]]
+    return found
+
+
 def artifact_files(job: Job) -> dict[str, bytes | Path]:
     """config.json with the runtime's quantization_config, and all that is carried over byte for
     byte.
     """
+    kept = job.assignment.kept
     configured = job.format.config_files(
         job.model.checkpoint.config,
         default=job.assignment.default,
-        exceptions=job.assignment.exceptions,
-        kept=job.assignment.kept,
+        exceptions=with_fused_experts(job.model.plan, job.assignment.exceptions),
+        kept=[*with_fused_experts(job.model.plan, dict.fromkeys(kept)), *job.model.plan.routers],
         damp_ratio=job.recipe.damp_ratio,
     )
     carried = {

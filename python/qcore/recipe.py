@@ -34,6 +34,7 @@ SCALE_SEARCHES = ("auto", "conditional", "diagonal", "mse", "minmax")
 ACT_ORDERS = ("group", "none")
 TOKEN_WEIGHTS = ("first-tokens", "none", "fisher")
 PROPAGATE = ("quantized", "reference", "corrected")
+EXPERTS = ("strict", "rtn", "all")
 ACTIVATIONS = ("auto", "bfloat16", "float32")
 RECIPE_VERSION = 1
 
@@ -93,8 +94,10 @@ class Recipe:
         clip: awq without gptq, scale_search "auto": search clipped ranges.
         propagate: "quantized": a block's statistics come from the quantized blocks before it;
             "reference": from the original; "corrected": as quantized, and each weight makes up for
-            what quantization has done to its input (gptq only).
+            what quantization has done to its input (gptq only; not in experts).
         correction: how far a corrected weight goes, from 0 to 1.
+        experts: what happens to experts that fewer than 64 calibration tokens reach: "strict": stop;
+            "rtn": round them plainly; "all": take their statistics from all tokens.
         activations: precision of the activations during the pass: "bfloat16", "float32", or "auto"
             (the checkpoint's).
         n_samples, max_length: calibration samples and tokens per sample when raw data is given.
@@ -123,6 +126,7 @@ class Recipe:
     clip: bool = True
     propagate: str = "quantized"
     correction: float = 1.0
+    experts: str = "strict"
     activations: str = "auto"
     n_samples: int = 256
     max_length: int = 2048
@@ -304,6 +308,7 @@ def _check_recipe(recipe: Recipe) -> None:
             code="RECIPE_CONFLICT",
             remedy='Use method = "gptq", or propagate = "quantized".',
         )
+    choice("experts", recipe.experts, EXPERTS)
     choice("activations", recipe.activations, ACTIVATIONS)
     group_size_value("group_size", recipe.group_size)
     flag("symmetric", recipe.symmetric)

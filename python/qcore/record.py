@@ -38,6 +38,7 @@ def artifact_record(
     layers: Sequence[Mapping[str, Any]],
     folds: Sequence[Mapping[str, Any]],
     sufficiency: Mapping[str, float],
+    experts: Sequence[Mapping[str, Any]],
     warnings: Sequence[Mapping[str, str]],
     choice: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -68,6 +69,7 @@ def artifact_record(
         },
         "calibration": None if calibration is None else calibration_record(calibration),
         "tokens_per_input_feature": dict(sufficiency),
+        "experts": list(experts),
         "layers": list(layers),
         "folds": list(folds),
         "fallbacks": fallbacks,

@@ -96,7 +96,7 @@ def solve_block(
         block: the original block.
         specs: layer name -> grid with its group size; layers not named are left alone.
         recipe: method, order, damping, clipping.
-        hessians: tap -> statistics; None for "rtn".
+        hessians: tap -> statistics; None for "rtn". Layers whose tap has none are rounded plainly.
         moments: tap -> how far the input has moved, for propagate = "corrected".
 
     Raises:
@@ -107,34 +107,60 @@ def solve_block(
     solved = SolvedBlock()
     if not linears:
         return solved
-    weights = {
-        linear.name: finite_weight(block.weight(linear.name), linear.name) for linear in linears
-    }
     if hessians is None:
         for linear in linears:
+            weight = finite_weight(block.weight(linear.name), linear.name)
             grid = specs[linear.name].grid_arguments(linear.in_features)
-            codes = _rounded(weights[linear.name], None, recipe, grid)
+            codes = _rounded(weight, None, recipe, grid)
             solved.layers[linear.name] = QuantizedLinear(*codes, spec=specs[linear.name])
             solved.reports.append({"layer": linear.name, "loss": None})
         return solved
+    weights: dict[str, Float32Array] = {}
     scales: Mapping[str, Float32Array] = {}
     if recipe.method.startswith("awq"):
+        weights = {x.name: finite_weight(block.weight(x.name), x.name) for x in linears}
         folded = BlockWeights(weights, dict(block.vectors))
         fold_block(plan, folded, hessians, specs)
         _require_same_function(block, folded, plan)
         weights, scales = folded.weights, folded.scales
-        solved.vectors = {name: folded.vectors[name] for name in folded.changed}
+        # Routers were folded in float32, so that the look at the function is exact.
+        solved.vectors = {
+            name: folded.vectors[name].astype(block.vectors[name].dtype, copy=False)
+            for name in folded.changed
+        }
         solved.folds = folded.report
     solver = _BlockSolver(specs, recipe, solved)
     for tap in dict.fromkeys(linear.tap for linear in linears):
         readers = [linear for linear in linears if linear.tap == tap]
-        statistics = TapStatistics.of(
-            hessians[tap], None if moments is None else moments[tap], scales.get(tap)
-        )
-        solver.solve_tap(readers, weights, statistics)
+        # A block with experts is large: no more of it than needed is held in float32.
+        own = {
+            x.name: weights[x.name]
+            if x.name in weights
+            else finite_weight(block.weight(x.name), x.name)
+            for x in readers
+        }
+        if tap not in hessians:
+            _round_tap(readers, own, specs, solved)
+            continue
+        moment = None if moments is None else moments.get(tap)
+        solver.solve_tap(readers, own, TapStatistics.of(hessians[tap], moment, scales.get(tap)))
     solver.solve_waiting()
     solved.layers = {report["layer"]: solved.layers[report["layer"]] for report in solved.reports}
     return solved
+
+
+def _round_tap(
+    readers: list[LinearPlan],
+    weights: Mapping[str, Float32Array],
+    specs: Mapping[str, QuantSpec],
+    solved: SolvedBlock,
+) -> None:
+    """The layers of an expert without statistics, by the recipe's own leave (experts = "rtn")."""
+    for linear in readers:
+        spec = specs[linear.name]
+        codes = _core.rtn(weights[linear.name], **spec.grid_arguments(linear.in_features))
+        solved.layers[linear.name] = QuantizedLinear(*codes, spec=spec)
+        solved.reports.append({"layer": linear.name, "loss": None, "rounded": "too few tokens"})
 
 
 @dataclass(eq=False)
@@ -284,11 +310,14 @@ def finite_weight(weight: Array, name: str) -> Float32Array:
 
 
 def _require_same_function(block: Block, folded: BlockWeights, plan: BlockPlan) -> None:
-    """Runs the original and the folded block, both unquantized, on one made-up sample."""
+    """Runs the original and the folded block, both unquantized, on one made-up sample, which every
+    expert sees.
+    """
     length = 8
     probe = np.random.default_rng(0).standard_normal((length, plan.hidden_size)).astype(np.float32)
-    expected = block.forward(probe, (length,), activations="float32")
-    found = block.replaced(folded.weights, folded.vectors).forward(
+    whole = block.with_every_expert()
+    expected = whole.forward(probe, (length,), activations="float32")
+    found = whole.replaced(folded.weights, folded.vectors).forward(
         probe, (length,), activations="float32"
     )
     error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))

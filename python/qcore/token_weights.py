@@ -45,8 +45,9 @@ def token_weights(
 
 
 def taps_of(block: BlockPlan) -> list[str]:
-    """The inputs of a block's layers, each once."""
-    return list(dict.fromkeys(linear.tap for linear in block.linears))
+    """The inputs of a block's layers, each once; with experts also that of their router."""
+    taps = [linear.tap for linear in block.linears]
+    return list(dict.fromkeys(taps if block.experts is None else [*taps, "mlp_input"]))
 
 
 def fisher_weights(

@@ -214,6 +214,16 @@ class DecoderPlan:
         """The linear layers of all blocks, in order."""
         return tuple(linear for block in self.blocks for linear in block.linears)
 
+    @property
+    def routers(self) -> tuple[str, ...]:
+        """Modules of blocks with experts that are never quantized: "model.layers.0.mlp.gate"."""
+        return tuple(
+            name.removesuffix(".weight")
+            for block in self.blocks
+            if block.experts is not None
+            for name in block.experts.unquantized(self.hidden_size)
+        )
+
     def expected_tensors(self) -> dict[str, Shape]:
         """Every tensor of an unquantized checkpoint: name -> shape."""
         table = (self.vocab_size, self.hidden_size)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from qcore.cli.shared import Shared, python_call, shared_options, size
+from qcore.cli.shared import Shared, python_call, shared_options, size, table
 
 if TYPE_CHECKING:
     from qcore.data.shapes import Shape
@@ -21,7 +21,7 @@ DONE_WITH_FALLBACKS = 4
 # Flags that are fields of a Recipe under the same name.
 RECIPE_FLAGS = (
     *("method", "bits", "group_size", "symmetric", "scale_search", "act_order", "damp_ratio"),
-    "propagate",
+    *("propagate", "experts"),
     *("n_samples", "max_length", "seed", "allow_fallback", "allow_low_bits"),
 )
 
@@ -52,6 +52,11 @@ RECIPE_FLAGS = (
 )
 @click.option("--act-order", type=click.Choice(["group", "none"]), help="[group]")
 @click.option("--damp-ratio", type=float, help="Share of the mean diagonal added to it. [0.03]")
+@click.option(
+    "--experts",
+    type=click.Choice(["strict", "rtn", "all"]),
+    help="Experts that few tokens reach: stop, round, or use all tokens. [strict]",
+)
 @click.option(
     "--format",
     "format_name",
@@ -218,11 +223,13 @@ def report(
         "bytes": {"base": model.bytes, "artifact": artifact.bytes},
         "fallbacks": fallbacks,
         "choice": choice and choice.to_dict(),
+        "experts": artifact.record["experts"],
         "warnings": shared.warnings,
         "next": next_command,
     }
     lines = [
         *(str(choice).splitlines() if choice else ()),
+        *expert_lines(artifact.record["experts"]),
         f"bytes        {size(model.bytes)} -> {size(artifact.bytes)}",
         f"done         {out}   {str(artifact.digest)[:19]}...   fallbacks {len(fallbacks)}"
         f"   warnings {len(shared.warnings)}",
@@ -230,6 +237,27 @@ def report(
     ]
     shared.result(data, lines)
     return DONE_WITH_FALLBACKS if len(fallbacks) > allowed else 0
+
+
+def expert_lines(experts: list[dict[str, Any]]) -> list[str]:
+    """How many calibration tokens the experts were given, one line a block; none without experts."""
+    if not experts:
+        return []
+    rows = [("experts", "of", "fewest", "median", "most", "a channel", "all tokens", "rounded")]
+    for entry in experts:
+        tokens = sorted(entry["tokens"])
+        counts = (tokens[0], tokens[len(tokens) // 2], tokens[-1])
+        rows.append(
+            (
+                entry["name"],
+                str(len(tokens)),
+                *(f"{count:,}" for count in counts),
+                f"{min(entry['tokens_per_channel']):.2g}",
+                str(len(entry["every_token"])),
+                str(len(entry["rounded"])),
+            )
+        )
+    return [*table(rows, right=range(1, 8)), ""]
 
 
 def _sources(

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcore import _core
-from qcore.calibrate import collect, open_stream
+from qcore.calibrate import open_stream
 from qcore.data import Calibration
 from qcore.errors import ArgumentError, MissingInputError
+from qcore.expert_coverage import collect_with_experts
 from qcore.job import Job, settle
 from qcore.mixed_precision.fisher import Fisher, predicted_kl
 from qcore.mixed_precision.held_out import HeldOut, split
@@ -194,7 +195,14 @@ class _Pass:
     def _block(self, index: int) -> list[Measured]:
         job = self._job
         block = job.model.block(index)
-        hessians = collect(block, self._stream, job.activations, advance=True)
+        hessians, _ = collect_with_experts(
+            block,
+            self._stream,
+            job.recipe,
+            job.activations,
+            advance_stream=True,
+            quantized=job.assignment.specs.keys(),
+        )
         self._ticks.next(1)
         solved = {scheme: self._solved(block, scheme, hessians) for scheme in self._schemes}
         units = [unit for unit in self._units if unit.block == index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, TypeAlias, overload
 
 import numpy as np
@@ -65,13 +66,27 @@ class Block:
         ]
         if unknown:
             raise ArgumentError(f"{', '.join(unknown)}: not in block {self.plan.prefix}.")
+        changed = {name: _kernel_form(weight) for name, weight in weights.items()}
+        return self._like(self.plan, changed, vectors or {})
+
+    def with_every_expert(self) -> Block:
+        """A block that gives each token all experts; this one if it has none."""
+        experts = self.plan.experts
+        if experts is None:
+            return self
+        every = replace(experts, top_k=experts.n_experts)
+        return self._like(replace(self.plan, experts=every), {}, {})
+
+    def _like(
+        self,
+        plan: BlockPlan,
+        weights: Mapping[str, Array | _core.PackedWeight],
+        vectors: Mapping[str, Array],
+    ) -> Block:
         other = Block.__new__(Block)
-        other.plan = self.plan
-        other.vectors = {**self.vectors, **(vectors or {})}
-        other._weights = {
-            **self._weights,
-            **{name: _kernel_form(weight) for name, weight in weights.items()},
-        }
+        other.plan = plan
+        other.vectors = {**self.vectors, **vectors}
+        other._weights = {**self._weights, **weights}
         other._core = other._built()
         return other
 

@@ -117,7 +117,9 @@ def test_fallbacks_that_no_flag_allowed_change_the_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = SimpleNamespace(
-        record={"fallbacks": ["model.layers.0.mlp.up_proj"]}, digest="sha256:" + "0" * 64, bytes=1
+        record={"fallbacks": ["model.layers.0.mlp.up_proj"], "experts": []},
+        digest="sha256:" + "0" * 64,
+        bytes=1,
     )
     monkeypatch.setattr(qcore, "quantize", lambda *args, **kwargs: made, raising=False)
     arguments = ["quantize", MODEL, "--method", "rtn", "-o", str(tmp_path / "w4"), "--quiet"]

@@ -1,0 +1,180 @@
+"""Statistics of blocks with experts: how many calibration tokens each expert was given, and what is
+done about those that were given too few (`Recipe.experts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qcore.calibrate import Stream, advance, collect, collect_every_token
+from qcore.errors import CalibrationError
+from qcore.recipe import warn
+
+if TYPE_CHECKING:
+    from qcore import _core
+    from qcore.layers import Hessian
+    from qcore.model import Block
+    from qcore.recipe import Recipe
+
+# Under this many tokens an expert's statistics say nothing of it; under so many effective tokens per
+# channel GPTQ may be no better than rounding (calibration page, section 8).
+FEWEST_TOKENS = 64
+ENOUGH_TOKENS_PER_CHANNEL = 2.0
+_MOST_NAMED = 8
+
+
+@dataclass(frozen=True)
+class ExpertCoverage:
+    """What the experts of one block were given.
+
+    Attributes:
+        name: "model.layers.0.mlp.experts".
+        tokens: calibration tokens that the router gave to each expert.
+        ratios: effective tokens per channel in each expert's statistics, as they were used, of its
+            wider input; 0 when it has none.
+        every_token: experts whose statistics were taken from all tokens.
+        rounded: experts that are rounded plainly.
+    """
+
+    name: str
+    tokens: tuple[int, ...]
+    ratios: tuple[float, ...]
+    every_token: tuple[int, ...]
+    rounded: tuple[int, ...]
+
+    @property
+    def thin(self) -> tuple[int, ...]:
+        """Experts with statistics of fewer than ENOUGH_TOKENS_PER_CHANNEL."""
+        return tuple(
+            expert
+            for expert, ratio in enumerate(self.ratios)
+            if ratio < ENOUGH_TOKENS_PER_CHANNEL and expert not in self.rounded
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "name": self.name,
+            "tokens": list(self.tokens),
+            "tokens_per_channel": list(self.ratios),
+            "every_token": list(self.every_token),
+            "rounded": list(self.rounded),
+        }
+
+
+def collect_with_experts(
+    block: Block,
+    stream: Stream,
+    recipe: Recipe,
+    activations: str,
+    *,
+    advance_stream: bool,
+    quantized: Collection[str],
+    moments: Mapping[str, _core.CrossMoment] | None = None,
+) -> tuple[dict[str, Hessian], ExpertCoverage | None]:
+    """`collect`, and the recipe's way with experts that too few tokens reach.
+
+    Args:
+        block, stream, activations, moments: as for `collect`.
+        recipe: its `experts` says what happens to experts under FEWEST_TOKENS.
+        advance_stream: as `advance` of `collect`.
+        quantized: names of the layers that are quantized; experts without one need no tokens.
+
+    Returns:
+        tap -> statistics, without those of experts that are to be rounded; None for a block
+        without experts.
+
+    Raises:
+        CalibrationError: EXPERT_UNCALIBRATED under "strict", with the experts and their tokens.
+    """
+    plan = block.plan.experts
+    again = plan is not None and recipe.experts == "all"
+    hessians = collect(
+        block, stream, activations, advance=advance_stream and not again, moments=moments
+    )
+    if plan is None:
+        return hessians, None
+    wanted = {x.expert for x in block.plan.linears if x.name in quantized} - {None}
+    tokens = tuple(hessians[plan.input_tap(e)].n_tokens for e in range(plan.n_experts))
+    starved = [e for e in range(plan.n_experts) if e in wanted and tokens[e] < FEWEST_TOKENS]
+    if starved and recipe.experts == "strict":
+        raise _uncalibrated(f"{plan.part}.experts", starved, tokens)
+    if starved and recipe.experts == "all":
+        hessians |= collect_every_token(block, stream, activations, starved)
+        hessians |= {plan.input_tap(e): hessians["mlp_input"] for e in starved}
+    if again and advance_stream:
+        advance(block, stream, activations)
+    ratios = tuple(
+        min(hessians[tap].ratio for tap in (plan.input_tap(e), plan.hidden_tap(e)))
+        for e in range(plan.n_experts)
+    )
+    rounded = starved if recipe.experts == "rtn" else []
+    for expert in rounded:
+        del hessians[plan.input_tap(expert)], hessians[plan.hidden_tap(expert)]
+    return hessians, ExpertCoverage(
+        name=f"{plan.part}.experts",
+        tokens=tokens,
+        ratios=ratios,
+        every_token=tuple(starved) if recipe.experts == "all" else (),
+        rounded=tuple(rounded),
+    )
+
+
+def coverage_warnings(coverage: Sequence[ExpertCoverage]) -> list[dict[str, str]]:
+    """Warns of experts with few tokens; the same for the record."""
+    told = []
+    rounded = [f"{c.name}.{e} ({c.tokens[e]})" for c in coverage for e in c.rounded]
+    if rounded:
+        told.append(
+            (
+                "EXPERT_UNCALIBRATED",
+                f"{_counted(rounded)} with fewer than {FEWEST_TOKENS} calibration tokens rounded "
+                f"plainly: {_named(rounded)}. Use more samples.",
+            )
+        )
+    routed = [f"{c.name}.{e} ({c.tokens[e]})" for c in coverage for e in c.every_token]
+    if routed:
+        told.append(
+            (
+                "CALIB_THIN",
+                f"{_counted(routed)} with fewer than {FEWEST_TOKENS} calibration tokens quantized "
+                f"with the statistics of all tokens: {_named(routed)}. Use more samples.",
+            )
+        )
+    thin = [f"{c.name}.{e} ({c.ratios[e]:.2g})" for c in coverage for e in c.thin]
+    if thin:
+        told.append(
+            (
+                "CALIB_THIN",
+                f"{_counted(thin)} with fewer than {ENOUGH_TOKENS_PER_CHANNEL:g} calibration tokens "
+                f"per input channel: {_named(thin)}. Use more samples.",
+            )
+        )
+    for code, text in told:
+        warn(text, code)
+    return [{"code": code, "message": text} for code, text in told]
+
+
+def _counted(names: Sequence[str]) -> str:
+    return f"{len(names)} expert" if len(names) == 1 else f"{len(names)} experts"
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MOST_NAMED])
+    return shown if len(names) <= _MOST_NAMED else f"{shown} and {len(names) - _MOST_NAMED} more"
+
+
+def _uncalibrated(name: str, starved: Sequence[int], tokens: Sequence[int]) -> CalibrationError:
+    told = _named([f"{expert} ({tokens[expert]})" for expert in starved])
+    return CalibrationError(
+        f"{name}: of {len(tokens)} experts {len(starved)} saw fewer than {FEWEST_TOKENS} calibration "
+        f"tokens: {told}.",
+        code="EXPERT_UNCALIBRATED",
+        where=name,
+        found={expert: tokens[expert] for expert in starved},
+        needed=FEWEST_TOKENS,
+        remedy="Use more or other samples, --experts all (statistics of all tokens for these "
+        "experts) or --experts rtn (plain rounding of them).",
+    )
