@@ -100,19 +100,15 @@ kernels::Activations parse_activations(const std::string& name) {
 
 py::array_t<float> packed_matmul(const py::array& x, const PackedWeight& weight,
                                  const OptionalArray& bias, const std::string& activations) {
-  const MatrixView<const float> xs = as_matrix<float>(x, "x");
+  const AnyMatrixView xs = as_any_matrix(x, "x");
   require_same_inputs(xs.columns, weight->view.in_features);
   const float* bias_data = bias_of(bias, weight->view.out_features);
   const kernels::Activations mode = parse_activations(activations);
   auto y = new_array<float>({xs.rows, weight->view.out_features});
-  const kernels::PackedMatmulArgs args{xs.data,
-                                       xs.row_stride,
-                                       mode,
-                                       weight->view,
-                                       bias_data,
-                                       y.mutable_data(),
-                                       weight->view.out_features,
-                                       xs.rows};
+  const kernels::PackedProduct product{weight->view, bias_data, y.mutable_data(),
+                                       weight->view.out_features};
+  const kernels::PackedMatmulArgs args{xs.data,  xs.dtype, xs.row_stride, xs.rows, mode,
+                                       &product, 1};
   const py::gil_scoped_release nogil;
   kernels::packed_matmul(args, active_backend());
   return y;

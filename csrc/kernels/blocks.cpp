@@ -48,6 +48,26 @@ void for_each_block(int64_t n_tokens, int64_t out_features, int64_t in_features,
   });
 }
 
+void for_each_block(int64_t n_tokens, const std::vector<int64_t>& out_features, int64_t in_features,
+                    const std::function<void(int64_t, const Block&)>& body) {
+  // The weights side by side, each from a multiple of kPanelOutputs on.
+  std::vector<int64_t> starts;
+  int64_t all = 0;
+  for (const int64_t outputs : out_features) {
+    starts.push_back(all);
+    all += divide_up(outputs, kPanelOutputs) * kPanelOutputs;
+  }
+  for_each_block(n_tokens, all, in_features, [&](const Block& block) {
+    for (size_t w = 0; w < starts.size(); ++w) {
+      const int64_t begin = std::max<int64_t>(0, block.output - starts[w]);
+      const int64_t end = std::min(out_features[w], block.output + block.outputs - starts[w]);
+      if (begin < end) {
+        body(static_cast<int64_t>(w), Block{block.row, block.rows, begin, end - begin});
+      }
+    }
+  });
+}
+
 AlignedBuffer::AlignedBuffer(int64_t bytes) : bytes_(bytes) {
   const std::align_val_t alignment{
       static_cast<std::size_t>(bytes >= kHugePage ? kHugePage : kCacheLine)};

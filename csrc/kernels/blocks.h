@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <new>
+#include <vector>
 
 namespace qcore::kernels {
 
@@ -21,6 +22,11 @@ struct Block {
 // is not worth waking threads. A block's result must not depend on how it was cut.
 void for_each_block(int64_t n_tokens, int64_t out_features, int64_t in_features,
                     const std::function<void(const Block&)>& body);
+
+// The same for several weights that read one x, in one parallel region: body(w, block) for every
+// block of weight w.
+void for_each_block(int64_t n_tokens, const std::vector<int64_t>& out_features, int64_t in_features,
+                    const std::function<void(int64_t, const Block&)>& body);
 
 // Uninitialized memory at a multiple of 64 bytes. Large pieces ask for pages of 2 MiB: a stream of
 // weights otherwise loses up to half of the memory's speed to address translation.

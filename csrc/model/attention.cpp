@@ -156,8 +156,8 @@ bool attention_half(const Pass& pass) {
     qkv_space = kernels::AlignedBuffer(n_tokens * widths.all() * int64_t{sizeof(float)});
     const auto qkv = matrix_view(qkv_space.as<float>(), n_tokens, widths.all());
     for_each_slice(n_tokens, slice, [&](int64_t begin, int64_t end) {
-      apply_side_by_side(pass, pass.weights.query_key_value, input.rows(begin, end),
-                         rows_of(qkv, begin, end));
+      apply(pass.weights.query_key_value, input.rows(begin, end), rows_of(qkv, begin, end),
+            pass.args.activations, pass.backend);
     });
   }
   const auto qkv = matrix_view(qkv_space.as<float>(), n_tokens, widths.all());

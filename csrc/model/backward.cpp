@@ -171,8 +171,8 @@ AttentionStates attention_forward(const Pass& pass) {
   {
     LinearInput input = attention_input(pass, slice);
     for_each_slice(n_tokens, slice, [&](int64_t begin, int64_t end) {
-      apply_side_by_side(pass, pass.weights.query_key_value, input.rows(begin, end),
-                         rows_of(qkv, begin, end));
+      apply(pass.weights.query_key_value, input.rows(begin, end), rows_of(qkv, begin, end),
+            pass.args.activations, pass.backend);
     });
   }
   if (pass.spec.qk_norm != QkNorm::kNone) {

@@ -12,18 +12,41 @@
 namespace qcore::model {
 namespace {
 
-void apply_dense(const Linear& linear, const AnyMatrixView& x, MatrixView<float> y,
-                 Backend backend) {
-  kernels::dense_matmul({x.data, x.dtype, x.row_stride, linear.dense.data, linear.dense.dtype,
-                         linear.dense.row_stride, linear.bias, y.data, y.row_stride, x.rows,
-                         linear.dense.rows, x.columns},
-                        backend);
+// What dense weights multiply x as.
+Dtype dense_input(Dtype x, Activations activations) {
+  return activations == Activations::kFloat32 ? x : Dtype::kBfloat16;
 }
 
-void apply_packed(const Linear& linear, const AnyMatrixView& x, MatrixView<float> y,
-                  Activations activations, Backend backend) {
-  kernels::packed_matmul({static_cast<const float*>(x.data), x.row_stride, activations,
-                          linear.weight, linear.bias, y.data, y.row_stride, x.rows},
+void apply_all(const Linear* linears, int64_t count, const AnyMatrixView& x, MatrixView<float> y,
+               Activations activations, Backend backend) {
+  std::vector<kernels::PackedProduct> packed;
+  kernels::AlignedBuffer space;
+  AnyMatrixView dense_x;
+  float* out = y.data;
+  for (const Linear* linear = linears; linear != linears + count; ++linear) {
+    if (linear->packed) {
+      packed.push_back({linear->weight, linear->bias, out, y.row_stride});
+    } else {
+      if (dense_x.data == nullptr) {
+        dense_x = x;
+        dense_x.dtype = dense_input(x.dtype, activations);
+        if (dense_x.dtype != x.dtype) {
+          space = kernels::AlignedBuffer(x.rows * x.columns * size_in_bytes(dense_x.dtype));
+          dense_x.data = space.as<void>();
+          dense_x.row_stride = x.columns;
+          convert(x, space.as<void>(), dense_x.dtype);
+        }
+      }
+      const AnyMatrixView& w = linear->dense;
+      kernels::dense_matmul(
+          {dense_x.data, dense_x.dtype, dense_x.row_stride, w.data, w.dtype, w.row_stride,
+           linear->bias, out, y.row_stride, x.rows, w.rows, x.columns},
+          backend);
+    }
+    out += linear->out_features();
+  }
+  kernels::packed_matmul({x.data, x.dtype, x.row_stride, x.rows, activations, packed.data(),
+                          static_cast<int64_t>(packed.size())},
                          backend);
 }
 
@@ -58,24 +81,14 @@ AnyMatrixView dequantized(const kernels::PackedWeightView& weight, Dtype dtype,
 
 }  // namespace
 
+void apply(const std::vector<Linear>& linears, const AnyMatrixView& x, MatrixView<float> y,
+           Activations activations, Backend backend) {
+  apply_all(linears.data(), static_cast<int64_t>(linears.size()), x, y, activations, backend);
+}
+
 void apply(const Linear& linear, const AnyMatrixView& x, MatrixView<float> y,
            Activations activations, Backend backend) {
-  const bool dense = !linear.packed;
-  const Dtype wanted = dense && activations != Activations::kFloat32 ? Dtype::kBfloat16
-                       : dense && x.dtype == Dtype::kBfloat16        ? Dtype::kBfloat16
-                                                                     : Dtype::kFloat32;
-  kernels::AlignedBuffer space;
-  AnyMatrixView input = x;
-  if (x.dtype != wanted) {
-    space = kernels::AlignedBuffer(x.rows * x.columns * size_in_bytes(wanted));
-    input = {space.as<void>(), wanted, x.rows, x.columns, x.columns};
-    convert(x, space.as<void>(), wanted);
-  }
-  if (dense) {
-    apply_dense(linear, input, y, backend);
-  } else {
-    apply_packed(linear, input, y, activations, backend);
-  }
+  apply_all(&linear, 1, x, y, activations, backend);
 }
 
 void apply_backward(const Linear& linear, MatrixView<const float> y_gradient,

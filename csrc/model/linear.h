@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "base/backend.h"
 #include "base/view.h"
@@ -25,13 +26,16 @@ struct Linear {
   int64_t in_features() const { return packed ? weight.in_features : dense.columns; }
 };
 
-// y = x · weightᵀ (+ bias).
+// y = x · weightᵀ (+ bias), for several weights of one input with their outputs side by side: x is
+// prepared once for all of them.
 //
 //   x  (n_tokens, in_features)   float32 or bfloat16
-//   y  (n_tokens, out_features)  float32, overwritten, must not alias x
+//   y  (n_tokens, Σ out_features)  float32, overwritten, must not alias x
 //
 // With `activations` bfloat16, x is rounded to bfloat16 before the product; int8 applies to packed
 // weights only (a dense weight then takes bfloat16). Error bounds: dense_matmul.h, packed_matmul.h.
+void apply(const std::vector<Linear>& linears, const AnyMatrixView& x, MatrixView<float> y,
+           Activations activations, Backend backend);
 void apply(const Linear& linear, const AnyMatrixView& x, MatrixView<float> y,
            Activations activations, Backend backend);
 

@@ -19,7 +19,7 @@ LinearInput mlp_input(const Pass& pass, int64_t slice) {
 void gated_rows(const Pass& pass, const std::vector<Linear>& gate_up, const AnyMatrixView& x,
                 float* both, MatrixView<float> out) {
   const int64_t width = out.columns;
-  apply_side_by_side(pass, gate_up, x, matrix_view(both, x.rows, 2 * width));
+  apply(gate_up, x, matrix_view(both, x.rows, 2 * width), pass.args.activations, pass.backend);
   kernels::gated_activation({both, 2 * width, both + width, 2 * width, out.data, out.row_stride,
                              out.rows, width, pass.spec.activation},
                             pass.backend);

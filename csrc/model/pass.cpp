@@ -113,16 +113,6 @@ AnyMatrixView LinearInput::make(int64_t begin, int64_t end, void* into) {
   return {into, dtype_, end - begin, width_, width_};
 }
 
-void apply_side_by_side(const Pass& pass, const std::vector<Linear>& linears,
-                        const AnyMatrixView& x, MatrixView<float> y) {
-  int64_t column = 0;
-  for (const Linear& linear : linears) {
-    apply(linear, x, columns_of(y, column, linear.out_features()), pass.args.activations,
-          pass.backend);
-    column += linear.out_features();
-  }
-}
-
 void norm_rows(const Pass& pass, const NormWeight& weight, MatrixView<const float> x,
                MatrixView<float> out) {
   kernels::rms_norm({x.data, x.row_stride, weight.data(), pass.spec.norm_eps, out.data,

@@ -69,10 +69,6 @@ class LinearInput {
   AnyMatrixView all_;
 };
 
-// Runs `linears` on x; their outputs lie side by side in y.
-void apply_side_by_side(const Pass& pass, const std::vector<Linear>& linears,
-                        const AnyMatrixView& x, MatrixView<float> y);
-
 void norm_rows(const Pass& pass, const NormWeight& weight, MatrixView<const float> x,
                MatrixView<float> out);
 

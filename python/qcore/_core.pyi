@@ -49,7 +49,7 @@ class PackedWeight:
     def unpack(self) -> tuple[UInt8, Float32, UInt8]: ...
 
 def packed_matmul(
-    x: Float32, weight: PackedWeight, bias: Float32 | None = None, activations: str = "float32"
+    x: AnyArray, weight: PackedWeight, bias: Float32 | None = None, activations: str = "float32"
 ) -> Float32: ...
 
 # quant: codes <-> 32-bit words

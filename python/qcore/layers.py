@@ -279,7 +279,9 @@ def packed_matmul(
     Returns:
         (n_tokens, out_features) float32.
     """
-    rows = as_float32_matrix(x, "x", layer.in_features)
+    rows = as_float_matrix(x, "x", layer.in_features)
+    if rows.dtype == np.float16:
+        rows = rows.astype(np.float32)
     packed = packed_weight(layer)
     shift = None if bias is None else as_array(bias, "bias")
     return _core.packed_matmul(rows, packed, shift, activations=activations)

@@ -1,6 +1,7 @@
 // The product of a few rows: prepares x and hands bands to the threads.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "kernels/blocks.h"
 #include "kernels/packed_matmul/packed_tiles.h"
@@ -27,13 +28,17 @@ struct RowMemory {
         sums(aligned(args.n_tokens * row_bytes)),
         scales(sums + aligned(args.n_tokens * layout.n_groups * int64_t{sizeof(int32_t)})),
         row(scales + aligned(kFewRows * int64_t{sizeof(float)})),
-        bytes(row + row_bytes) {}
+        wide(row + aligned(row_bytes)),
+        bytes(wide +
+              (args.x_dtype == Dtype::kFloat32 ? 0 : layout.in_features * int64_t{sizeof(float)})) {
+  }
   static int64_t aligned(int64_t size) { return (size + kLineBytes - 1) / kLineBytes * kLineBytes; }
 
   int64_t row_bytes;
   int64_t sums;  // offsets
   int64_t scales;
-  int64_t row;  // one row before it is laid beside the others of its tile
+  int64_t row;   // one row before it is laid beside the others of its tile
+  int64_t wide;  // one row of x as float32
   int64_t bytes;
 };
 
@@ -72,7 +77,7 @@ void prepare_rows(const PackedMatmulArgs& args, const PackedTiles& tiles,
   for (int64_t first = 0; first < args.n_tokens;) {
     const int64_t height = few_rows_height(args.n_tokens - first, tiles.few_rows_height);
     for (int64_t r = 0; r < height; ++r) {
-      const float* x = args.x + (first + r) * args.x_stride;
+      const float* x = float_row(args, first + r, layout.in_features, memory.as<float>(at.wide));
       switch (args.activations) {
         case Activations::kFloat32:
           copy_row(x, layout, memory.as<float>(at.row));
@@ -96,16 +101,14 @@ void prepare_rows(const PackedMatmulArgs& args, const PackedTiles& tiles,
 }  // namespace
 
 void packed_few_rows(const PackedMatmulArgs& args, const PackedTiles& tiles) {
-  const PackedLayout layout = packed_layout(args.weight);
-  const RowMemory at(args, layout);
+  const PackedLayout first = packed_layout(args.products[0].weight);
+  const RowMemory at(args, first);
   const AlignedBuffer& memory = thread_scratch(at.bytes);  // the bands need none
-  prepare_rows(args, tiles, layout, at, memory);
+  prepare_rows(args, tiles, first, at, memory);
   FewRowsArgs rows;
-  rows.layout = layout;
   rows.x = memory.as<uint8_t>();
   rows.x_row_bytes = at.row_bytes;
   rows.rows = args.n_tokens;
-  rows.y_stride = args.y_stride;
   void (*multiply)(const FewRowsArgs&) = tiles.few_rows_floats;
   if (args.activations == Activations::kBfloat16) multiply = tiles.few_rows_pairs;
   if (args.activations == Activations::kInt8) {
@@ -113,13 +116,25 @@ void packed_few_rows(const PackedMatmulArgs& args, const PackedTiles& tiles) {
     rows.x_sums = memory.as<int32_t>(at.sums);
     rows.x_scales = memory.as<float>(at.scales);
   }
-  for_each_block(args.n_tokens, args.weight.out_features, args.weight.in_features,
-                 [&](const Block& block) {
-                   FewRowsArgs part = rows;
-                   part.bands = args.weight.data + block.output / kBandOutputs * layout.band_bytes;
+  std::vector<FewRowsArgs> weights;
+  std::vector<int64_t> out_features;
+  for (int64_t p = 0; p < args.n_products; ++p) {
+    const PackedProduct& product = args.products[p];
+    rows.layout = packed_layout(product.weight);
+    rows.bands = product.weight.data;
+    rows.bias = product.bias;
+    rows.y = product.y;
+    rows.y_stride = product.y_stride;
+    weights.push_back(rows);
+    out_features.push_back(product.weight.out_features);
+  }
+  for_each_block(args.n_tokens, out_features, first.in_features,
+                 [&](int64_t weight, const Block& block) {
+                   FewRowsArgs part = weights[static_cast<size_t>(weight)];
+                   part.bands += block.output / kBandOutputs * part.layout.band_bytes;
                    part.outputs = block.outputs;
-                   part.bias = args.bias != nullptr ? args.bias + block.output : nullptr;
-                   part.y = args.y + block.output;
+                   if (part.bias != nullptr) part.bias += block.output;
+                   part.y += block.output;
                    multiply(part);
                  });
 }

@@ -1,4 +1,5 @@
-// y = x · weightᵀ (+ bias) with the weight kept as packed low-bit codes.
+// y = x · weightᵀ (+ bias) with the weight kept as packed low-bit codes, for one weight or for
+// several that read the same x.
 #pragma once
 
 #include <cstdint>
@@ -75,7 +76,8 @@ void pack_weight(const uint8_t* codes, const float* scales, const uint8_t* zeros
 // The inverse, for tests and for `dequantize`.
 void unpack_weight(const PackedWeightView& weight, uint8_t* codes, float* scales, uint8_t* zeros);
 
-//   x     (M, K)  float32, rows may be strided
+//   x     (M, K)  float32, or bfloat16, which counts as the float32 numbers that it holds; rows may
+//                 be strided
 //   y     (M, N)  float32, overwritten, must not alias x
 //   bias  (N,)    float32 or null
 //
@@ -95,16 +97,24 @@ void unpack_weight(const PackedWeightView& weight, uint8_t* codes, float* scales
 // with which Σ q · t is exact and the row's factor is max|x| / 127 / 127, so a weight is off by at
 // most scale / 254.
 //
-// The bias is added last. A row gives the same bits in any batch and for any number of threads.
-struct PackedMatmulArgs {
-  const float* x = nullptr;
-  int64_t x_stride = 0;
-  Activations activations = Activations::kFloat32;
+// The bias is added last. A row gives the same bits in any batch, beside any other weight and for
+// any number of threads. Weights of one group size share the preparation of x and one parallel
+// region.
+struct PackedProduct {
   PackedWeightView weight;
   const float* bias = nullptr;
   float* y = nullptr;
   int64_t y_stride = 0;
+};
+
+struct PackedMatmulArgs {
+  const void* x = nullptr;
+  Dtype x_dtype = Dtype::kFloat32;
+  int64_t x_stride = 0;
   int64_t n_tokens = 0;
+  Activations activations = Activations::kFloat32;
+  const PackedProduct* products = nullptr;  // of equal in_features
+  int64_t n_products = 0;
 };
 
 void packed_matmul(const PackedMatmulArgs& args, Backend backend);

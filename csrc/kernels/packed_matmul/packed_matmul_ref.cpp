@@ -109,17 +109,18 @@ float dot_int8(const PackedRow& row, const QuantizedRow& x) {
   return sum * (x.scale / (row.layout.has_table ? kTableSteps : 1.0f));
 }
 
-void one_token(const PackedMatmulArgs& args, int64_t m) {
-  const int64_t K = args.weight.in_features;
-  std::vector<float> x(args.x + m * args.x_stride, args.x + m * args.x_stride + K);
+void one_token(const PackedMatmulArgs& args, const PackedProduct& product, int64_t m) {
+  const int64_t K = product.weight.in_features;
+  std::vector<float> x(static_cast<size_t>(K));
+  std::copy_n(float_row(args, m, K, x.data()), K, x.begin());
   QuantizedRow quantized;
   if (args.activations == Activations::kBfloat16) {
     for (float& value : x) value = to_float(to_bf16(value));
   } else if (args.activations == Activations::kInt8) {
     quantized = quantize(x.data(), K);
   }
-  for (int64_t n = 0; n < args.weight.out_features; ++n) {
-    const PackedRow row = row_of(args.weight, n);
+  for (int64_t n = 0; n < product.weight.out_features; ++n) {
+    const PackedRow row = row_of(product.weight, n);
     float y = 0.0f;
     switch (args.activations) {
       case Activations::kFloat32:
@@ -132,20 +133,23 @@ void one_token(const PackedMatmulArgs& args, int64_t m) {
         y = dot_int8(row, quantized);
         break;
     }
-    if (args.bias != nullptr) y += args.bias[n];
-    args.y[m * args.y_stride + n] = y;
+    if (product.bias != nullptr) y += product.bias[n];
+    product.y[m * product.y_stride + n] = y;
   }
 }
 
 }  // namespace
 
 void packed_matmul_ref(const PackedMatmulArgs& args) {
-  const int64_t token_products =
-      std::max<int64_t>(1, args.weight.out_features * args.weight.in_features);
-  const int64_t tokens = std::max<int64_t>(1, kProductsPerItem / token_products);
-  parallel_blocks(args.n_tokens, tokens, [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) one_token(args, m);
-  });
+  for (int64_t p = 0; p < args.n_products; ++p) {
+    const PackedProduct& product = args.products[p];
+    const int64_t token_products =
+        std::max<int64_t>(1, product.weight.out_features * product.weight.in_features);
+    const int64_t tokens = std::max<int64_t>(1, kProductsPerItem / token_products);
+    parallel_blocks(args.n_tokens, tokens, [&](int64_t begin, int64_t end) {
+      for (int64_t m = begin; m < end; ++m) one_token(args, product, m);
+    });
+  }
 }
 
 }  // namespace qcore::kernels

@@ -78,7 +78,18 @@ struct PackedTiles {
 extern const PackedTiles kPackedTilesAvx2;
 extern const PackedTiles kPackedTilesAvx512;
 
-// packed_matmul for at most kFewRows rows.
+// Row m of x as float32: where it lies, or widened into `space` (in_features,).
+static inline const float* float_row(const PackedMatmulArgs& args, int64_t m, int64_t in_features,
+                                     float* space) {
+  if (args.x_dtype == Dtype::kFloat32) {
+    return static_cast<const float*>(args.x) + m * args.x_stride;
+  }
+  const Bf16* row = static_cast<const Bf16*>(args.x) + m * args.x_stride;
+  for (int64_t k = 0; k < in_features; ++k) space[k] = to_float(row[k]);
+  return space;
+}
+
+// packed_matmul for at most kFewRows rows and weights that read x alike.
 void packed_few_rows(const PackedMatmulArgs& args, const PackedTiles& tiles);
 
 }  // namespace qcore::kernels

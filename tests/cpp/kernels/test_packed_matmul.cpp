@@ -5,6 +5,7 @@
 
 #include "base/backend.h"
 #include "base/error.h"
+#include "base/parallel.h"
 #include "check.h"
 #include "kernels/packed_matmul/packed_matmul.h"
 #include "quant/spec.h"
@@ -174,7 +175,9 @@ void the_largest_int8_sums_are_exact() {
           const float expected = static_cast<float>(64 * 127 * value) * sign * step;
           for (const Backend backend : available_backends()) {
             std::vector<float> y(static_cast<size_t>(M * 16));
-            PackedMatmulArgs args{x.data(), 64, Activations::kInt8, view, nullptr, y.data(), 16, M};
+            const PackedProduct product{view, nullptr, y.data(), 16};
+            PackedMatmulArgs args{x.data(),           Dtype::kFloat32, 64, M,
+                                  Activations::kInt8, &product,        1};
             packed_matmul(args, backend);
             for (const float got : y) CHECK(got == expected);
           }
@@ -231,14 +234,14 @@ void packing_and_unpacking_are_inverse() {
 std::vector<float> product(const Layer& layer, const std::vector<float>& x, int64_t M,
                            Activations activations, Backend backend) {
   std::vector<float> y(static_cast<size_t>(M * layer.view.out_features), -1.0f);
+  const PackedProduct packed{layer.view, nullptr, y.data(), layer.view.out_features};
   PackedMatmulArgs args;
   args.x = x.data();
   args.x_stride = layer.view.in_features;
-  args.activations = activations;
-  args.weight = layer.view;
-  args.y = y.data();
-  args.y_stride = layer.view.out_features;
   args.n_tokens = M;
+  args.activations = activations;
+  args.products = &packed;
+  args.n_products = 1;
   packed_matmul(args, backend);
   return y;
 }
@@ -306,6 +309,66 @@ void every_backend_is_within_its_bound() {
   }
 }
 
+// Groups of another size, a table and widths that end inside a band among them; x as bfloat16 too.
+void weights_beside_each_other_give_the_bytes_of_one_alone() {
+  Numbers numbers;
+  const int64_t K = 200;
+  std::vector<Layer> layers;
+  layers.emplace_back(130, K, 64, 4, numbers);
+  layers.emplace_back(33, K, 64, 3, numbers);
+  layers.emplace_back(0, K, 64, 4, numbers);
+  layers.emplace_back(64, K, 32, 8, numbers);
+  layers.emplace_back(700, K, 32, kTable, numbers);
+  layers.emplace_back(20, K, 32, kTable, numbers);
+  int64_t width = 0;
+  for (const Layer& layer : layers) width += layer.view.out_features;
+  for (const int64_t M : {1, 5, 16, 17, 70}) {
+    std::vector<float> x;
+    std::vector<Bf16> halves;
+    for (int64_t i = 0; i < M * K; ++i) {
+      halves.push_back(to_bf16(numbers.signed_unit()));
+      x.push_back(to_float(halves.back()));
+    }
+    for (const Activations activations :
+         {Activations::kFloat32, Activations::kBfloat16, Activations::kInt8}) {
+      for (const Backend backend : available_backends()) {
+        std::vector<float> y(static_cast<size_t>(M * width));
+        std::vector<PackedProduct> products;
+        float* out = y.data();
+        for (const Layer& layer : layers) {
+          products.push_back({layer.view, nullptr, out, width});
+          out += layer.view.out_features;
+        }
+        for (const bool half : {false, true}) {
+          PackedMatmulArgs args;
+          args.x = half ? static_cast<const void*>(halves.data()) : x.data();
+          args.x_dtype = half ? Dtype::kBfloat16 : Dtype::kFloat32;
+          args.x_stride = K;
+          args.n_tokens = M;
+          args.activations = activations;
+          args.products = products.data();
+          args.n_products = static_cast<int64_t>(products.size());
+          for (const int threads : {1, 2, 4}) {
+            set_threads(threads);
+            std::fill(y.begin(), y.end(), -1.0f);
+            packed_matmul(args, backend);
+            int64_t first = 0;
+            for (const Layer& layer : layers) {
+              const std::vector<float> alone = product(layer, x, M, activations, backend);
+              const int64_t N = layer.view.out_features;
+              for (int64_t m = 0; m < M; ++m) {
+                CHECK(std::equal(y.begin() + m * width + first, y.begin() + m * width + first + N,
+                                 alone.begin() + m * N));
+              }
+              first += N;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 void refuses_what_it_cannot_take() {
   CHECK_THROWS(packed_weight_bytes(PackedWeightView{nullptr, 4, 100, 0, 4, Dtype::kFloat16}),
                ArgumentError);
@@ -328,6 +391,17 @@ void refuses_what_it_cannot_take() {
   shape.bits = 3;
   CHECK_THROWS(packed_weight_bytes(shape), ArgumentError);
   shape.bits = 4;
+  Numbers numbers;
+  const Layer narrow(3, 8, 8, 4, numbers);
+  const Layer wide(3, 16, 8, 4, numbers);
+  float x[16] = {};
+  float y[6] = {};
+  const PackedProduct both[2] = {{wide.view, nullptr, y, 6}, {narrow.view, nullptr, y + 3, 6}};
+  PackedMatmulArgs args{x, Dtype::kFloat32, 16, 1, Activations::kInt8, both, 2};
+  CHECK_THROWS(packed_matmul(args, Backend::kRef), ArgumentError);
+  args.n_products = 1;
+  args.x_dtype = Dtype::kFloat16;
+  CHECK_THROWS(packed_matmul(args, Backend::kRef), DtypeError);
   shape.has_table = false;
   shape.shared_zero = 8;
   CHECK_THROWS((pack_weight(&zero, &scale, &zero, shape, lines[0].bytes), 0), ArgumentError);
@@ -343,6 +417,7 @@ int main() {
   packing_and_unpacking_are_inverse();
   the_largest_int8_sums_are_exact();
   every_backend_is_within_its_bound();
+  weights_beside_each_other_give_the_bytes_of_one_alone();
   refuses_what_it_cannot_take();
   return qcore::test::report();
 }

@@ -287,6 +287,16 @@ def test_strided_and_misaligned_rows_change_nothing(backend, activations, rng):
 
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_rows_count_as_the_numbers_they_hold(backend, activations, rng):
+    layer = random_layer(rng, 50, 75, 4, 32)
+    for M in (1, 9, 40):
+        x = rng.standard_normal((M, 75), dtype=np.float32).astype(ml_dtypes.bfloat16)
+        wide = product(backend, x.astype(np.float32), layer, activations)
+        assert product(backend, x, layer, activations).tobytes() == wide.tobytes()
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_and_infinity_stay_in_their_row(backend, activations, bad, rng):
     layer = random_layer(rng, 33, 45, 4, 15)
