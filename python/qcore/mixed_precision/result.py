@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from qcore.cards import Card, Svg, Table, format_number, heat_map_svg, html_card, lines_svg
 from qcore.errors import ArgumentError, RecipeError, escaped
-from qcore.mixed_precision.schemes import Scheme, Unit
+from qcore.mixed_precision.schemes import EXPERTS, Scheme, Unit
 from qcore.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class Sensitivity:
 
     @property
     def layers(self) -> tuple[Measured, ...]:
-        """Single layers."""
-        return tuple(m for m in self.measured if len(m.unit.layers) == 1)
+        """Single layers, and the experts of a block, which are measured only together."""
+        return tuple(m for m in self.measured if len(m.unit.layers) == 1 or m.unit.role == EXPERTS)
 
     @property
     def per_layer(self) -> dict[str, dict[str, Damage]]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from qcore.checkpoint.architectures import DecoderPlan, LinearPlan
 
 DEFAULT_BITS = (3, 4, 8)
+EXPERTS = "experts"  # the role of a unit of all experts of a block
 _SCHEME = re.compile(r"(\d+)(?:g(\d+))?")
 
 
@@ -103,7 +104,7 @@ def units_of(
         for linear in linears:
             name, role = _unit_name(linear, present)
             if linear.expert is not None and block.experts is not None:
-                name, role = f"{block.experts.part}.experts", "experts"
+                name, role = f"{block.experts.part}.{EXPERTS}", EXPERTS
             members = (*(units[name].layers if name in units else ()), linear.name)
             units[name] = Unit(name, block.index, role, members)
     return tuple(units.values())

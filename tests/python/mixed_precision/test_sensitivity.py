@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import golden_files as golden
 import numpy as np
@@ -80,6 +81,17 @@ def test_every_layer_and_every_fused_unit_is_measured(measured, model):
     assert {unit.role for unit in fused} == {"qkv_proj", "gate_up_proj"}
     assert [str(s) for s in measured.schemes] == ["3", "4", "8"]
     assert measured.estimates == ("kld", "fisher", "loss")
+
+
+def test_experts_count_as_a_layer_and_fused_units_do_not(measured):
+    fused = next(m for m in measured.measured if len(m.unit.layers) > 1)
+    experts = replace(fused, unit=replace(fused.unit, role="experts"))
+    known = replace(
+        measured, measured=tuple(experts if m is fused else m for m in measured.measured)
+    )
+    assert len(known.layers) == len(measured.layers) + 1
+    assert known.curve["4"] > measured.curve["4"]
+    assert "experts" in known.plot("map")
 
 
 def test_wider_codes_do_less_damage(measured):
