@@ -170,10 +170,13 @@ def test_taps_hand_out_the_gradient_of_each_weight(name, rng):
 
 @pytest.mark.parametrize("activations", ["float32", "bfloat16"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_packed_weights_give_the_gradients_of_the_weights_they_stand_for(bits, activations, rng):
+@pytest.mark.parametrize("group_size", [16, 24])
+def test_packed_weights_give_the_gradients_of_the_weights_they_stand_for(
+    bits, activations, group_size, rng
+):
     case = golden.load("llama")
     block = case.model.block(0)
-    spec = QuantSpec(bits=bits, group_size=16)
+    spec = QuantSpec(bits=bits, group_size=group_size)
     packed = {x.name: quantize_rtn(block.weight(x.name), spec) for x in block.plan.linears}
     dense = {name: dequantize(layer) for name, layer in packed.items()}
     hidden = case.model.embed(case.token_ids)
