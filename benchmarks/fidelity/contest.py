@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -231,9 +229,9 @@ def record(contest: Contest, date: str) -> None:
         json.dumps(name) + ": [\n" + ",\n".join(map(json.dumps, found)) + "\n]"
         for name, found in everyone.items()
     )
-    with tempfile.NamedTemporaryFile("w", dir=PEERS_FILE.parent, delete=False) as staged:
-        staged.write("{\n" + ",\n".join(models) + "\n}\n")
-    shutil.move(staged.name, PEERS_FILE)
+    staged = PEERS_FILE.with_suffix(".part")
+    staged.write_text("{\n" + ",\n".join(models) + "\n}\n", "utf-8")
+    staged.replace(PEERS_FILE)
 
 
 def rounded(value: Any) -> Any:

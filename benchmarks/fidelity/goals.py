@@ -103,7 +103,8 @@ def state_budget(
     chosen = least(filter(budget.admits, ours), distance)
     for kind in kinds:
         name = f"{contest.stage.name} {budget.name}: KL {kind} / rounding"
-        rival = least(filter(budget.admits, peers), lambda peer, kind=kind: peer.ratio(kind)[0])
+        judged = (peer for peer in peers if kind in peer.scores and budget.admits(peer))
+        rival = least(judged, lambda peer, kind=kind: peer.ratio(kind)[0])
         told = [f"best peer here: {rival.name} {rival.ratio(kind)[0]:.3f}"] if rival else []
         told += [f"when the goal was set: {known}" for known in [budget.known.get(kind)] if known]
         if chosen is None:
@@ -147,9 +148,9 @@ def of_embedded(session: Session, contest: Contest) -> None:
     for peer in (c for c in contest.contenders if not c.recipe):
 
         def against(contender: Contender, peer: Contender = peer) -> tuple[float, str]:
-            return max(
-                (contender.ratio(kind)[0] / peer.ratio(kind)[0], kind) for kind in peer.scores
-            )
+            # A peer from the file may have been judged on a kind that this run leaves out.
+            kinds = contender.scores.keys() & peer.scores.keys()
+            return max((contender.ratio(kind)[0] / peer.ratio(kind)[0], kind) for kind in kinds)
 
         fitting = (c for c in ours if c.bits <= peer.bits + ROUNDING)
         chosen = least(fitting, lambda c: against(c)[0])

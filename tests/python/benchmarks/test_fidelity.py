@@ -165,6 +165,21 @@ def test_below_every_peer_counts_only_what_is_as_small(session: Session) -> None
     assert second.missing == "none of ours is as small"
 
 
+def test_a_peer_of_the_file_is_compared_on_what_both_were_judged_on(session: Session) -> None:
+    mine = contender("mine", 0.5, 4.0, recipe="a", grid="4a64")
+    theirs = contender("theirs", 0.4, date="2026-11-21")
+    chat = dataclasses.replace(mine, scores={"chat": mine.scores["chat"]})
+    stage = SimpleNamespace(name="m")
+    goals.of_embedded(session, SimpleNamespace(contenders=[chat, theirs], stage=stage))
+    held = SimpleNamespace(held={"chat": [], "wiki": []})
+    alone = dataclasses.replace(theirs, scores={"chat": theirs.scores["chat"]})
+    budget = goals.Budget(4.31, True, {"chat": 0.3, "wiki": 0.3})
+    found = SimpleNamespace(stage=stage, judge=held)
+    goals.state_budget(session, found, budget, [mine], [alone])
+    assert [row.figure for row in session.rows] == pytest.approx([1.25, 0.5, 0.5])
+    assert [row.rival for row in session.rows] == ["theirs", "best peer here: theirs 0.400", ""]
+
+
 def test_the_file_of_peers_gives_back_what_was_recorded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -173,6 +188,10 @@ def test_the_file_of_peers_gives_back_what_was_recorded(
     theirs, mine = contender("theirs", 0.5), contender("mine", 0.25, recipe="default")
     found = SimpleNamespace(contenders=[theirs, mine], stage=SimpleNamespace(name="m"))
     contest.record(found, "2026-11-21")
+    assert [path.name for path in tmp_path.iterdir()] == ["peers.json"]
+    (tmp_path / "touched").touch()  # as readable as any new file
+    modes = [path.stat().st_mode for path in tmp_path.iterdir()]
+    assert modes[0] == modes[1]
     assert contest.recorded("m") == {"theirs": dataclasses.replace(theirs, date="2026-11-21")}
     found.contenders = [contender("new", 0.125), contest.recorded("m")["theirs"]]
     contest.record(found, "2026-11-22")
