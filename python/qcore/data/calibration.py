@@ -22,8 +22,8 @@ from qcore.data.template import DEFAULT_DATE, MAX_SOURCE_BYTES, ChatTemplate, te
 from qcore.data.tokens import MIN_TOKENS, ON_LONG, OnLong, RowTokenizer, Sample
 from qcore.errors import ArgumentError, CalibrationError, MissingInputError, QcoreWarning, escaped
 
-# Fewer conversations than this make a noisy Hessian and no verdict (reference: judgement, section
-# 2).
+# Errors are over conversations: fewer than this make a noisy Hessian and a standard error that is a
+# guess itself.
 FEW_SAMPLES = 64
 
 
@@ -181,10 +181,14 @@ class Calibration:
     def mixed(self, generic: Calibration, share: float) -> Calibration:
         """The set with a share of its samples replaced by as many of another, which come last.
 
+        A share of less than half a sample leaves the set as it is.
+
         Raises:
             CalibrationError: CALIB_TOO_SMALL, the other set has fewer.
         """
         count = round(share * len(self.samples))
+        if count == 0:
+            return self
         if count > len(generic.samples):
             raise CalibrationError(
                 f"A share of {share:g} of {len(self.samples)} samples is {count}, and the generic "

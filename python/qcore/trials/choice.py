@@ -81,9 +81,10 @@ def choose(
     """Tries candidate recipes in memory and takes the one that held-out conversations prefer.
 
     A candidate replaces the recipe when its KL on the held-out conversations is lower by more than
-    one standard error of the paired difference, and its KL on the generic text, where there is
-    one, is not higher by more than two. Pass `choice.recipe` and `choice.calibration` to
-    `quantize`: the artifact never sees the held-out conversations, so the KL found here is its own.
+    one standard error of the paired difference (a single conversation has none, so nothing is
+    taken), and its KL on the generic text, where there is one, is not higher by more than two. Pass
+    `choice.recipe` and `choice.calibration` to `quantize`: the artifact never sees the held-out
+    conversations, so the KL found here is its own.
 
     Args:
         model: an open Model, or its path; only read.
@@ -142,7 +143,8 @@ def _best(of: Comparison) -> int:
     for index, row in enumerate(of.rows[1:], start=1):
         inside = of.change(row, HELD_OUT)
         outside = of.change(row, GENERIC) if GENERIC in of.texts else None
-        if inside is None or inside.mean >= -(inside.se or 0.0):
+        # One conversation has no standard error, so it is no evidence.
+        if inside is None or inside.se is None or inside.mean >= -inside.se:
             continue
         if outside is not None and clearly_worse(outside):
             continue

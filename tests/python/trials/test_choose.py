@@ -134,6 +134,28 @@ def test_a_candidate_must_be_better_inside_and_no_worse_outside(others, chosen):
     assert choosing._best(compared) == chosen
 
 
+def test_one_held_out_conversation_is_no_evidence():
+    tokens, kl = np.array([100.0]), np.array([10.0])
+    rows = tuple(
+        Row(
+            str(share),
+            Recipe(),
+            Trial({"held-out": TextScore(tokens, share * kl, tokens)}, 1, 4.0, 1.0, 0),
+        )
+        for share in (1.0, 0.5)
+    )
+    assert choosing._best(Comparison("tiny", rows, {"held-out": {}}, {})) == 0
+
+
+def test_a_share_of_nothing_leaves_the_set_as_it_is(model, rows):
+    own, generic = (
+        qcore.Calibration.build(source, model=model, n_samples=4, max_length=64)
+        for source in (rows, GENERIC)
+    )
+    assert own.mixed(generic, 0.0) is own
+    assert own.mixed(generic, 0.1) is own
+
+
 def test_quantize_mixes_generic_text_in(model, rows, tmp_path):
     recipe = SMALL.with_(generic_share=0.5)
     artifact = qcore.quantize(
