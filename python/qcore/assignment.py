@@ -140,9 +140,8 @@ def _auto_group_size(layers: list[LinearPlan]) -> int:
 
 
 def _divisor(width: int, group_size: int) -> int:
-    """The largest divisor of `width` up to the group size asked for; -1: whole rows.
-
-    A power of two where one divides, since runtimes have kernels for those.
+    """The largest power of two from 16 up to the group size asked for that divides `width`, since
+    runtimes have kernels for those; else the largest such divisor; else -1, whole rows.
     """
     sizes = [s for s in range(SMALLEST_DIVISOR, min(group_size, width) + 1) if width % s == 0]
     powers = [size for size in sizes if size & (size - 1) == 0]

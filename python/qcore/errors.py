@@ -31,7 +31,7 @@ class QcoreError(Exception):
     """
 
     DEFAULT_CODE: ClassVar[str] = "ERROR"
-    # The sysexits number of `--json` and `.error_class` (reference: interface, sections 3 and 8).
+    # The sysexits number of `--json` and `.error_class` (docs/errors.md).
     ERROR_CLASS: ClassVar[int] = 70
 
     def __init__(

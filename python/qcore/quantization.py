@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from qcore.checkpoint.checkpoint import TensorRef
     from qcore.data.calibration import Calibration
 
-# Under this many effective tokens per input channel a Hessian is noisy (calibration page, section
-# 8).
+# Under this many effective tokens per input channel a Hessian is noisy: with n tokens in K channels
+# the eigenvalues of pure noise spread over (1 ± sqrt(K / n))², here from a quarter to 2.25 (Marchenko
+# and Pastur 1967).
 ENOUGH_TOKENS_PER_FEATURE = 4.0
 
 

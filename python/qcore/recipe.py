@@ -73,7 +73,8 @@ class Recipe:
         bits: 2, 3, 4 or 8. Below 4 needs `allow_low_bits`.
         group_size: input channels per scale; -1 the whole row; None the largest of 128, 64, 32 that
             divides the most layers. Layers that it does not divide get a short last group, or where
-            the format has none, the largest divisor.
+            the format has none, the largest power of two from 16 on that divides, else the largest
+            divisor, else the whole row.
         symmetric: zeros fixed at 2^(bits-1).
         signed_scales: symmetric only: groups may take a negative scale.
         scale_search: what a column's error counts when the scale of its group is searched:

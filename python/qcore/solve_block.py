@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from qcore.checkpoint.architectures import BlockPlan, LinearPlan
     from qcore.model import Block
 
-# AWQ's clip search is left out here: the scores of q · k magnify a clipped weight (algorithms page,
-# section 5).
+# AWQ's clip search is left out here: the scores of q · k magnify a clipped weight
+# (docs/algorithms/awq.md).
 NEVER_CLIPPED = ("q_proj", "k_proj", "qkv_proj")
 # A folded block must give what the original gave, but for float32 rounding: its outputs, relative
 # to their own norm.
