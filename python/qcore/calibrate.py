@@ -55,8 +55,8 @@ class Stream:
 
 def open_stream(model: Model, sequences: Sequence[Array], recipe: Recipe) -> Stream:
     """Embeds the calibration tokens and gives each token its weight (`token_weights`)."""
-    hidden = model.embed(np.concatenate([np.asarray(tokens, np.int64) for tokens in sequences]))
     weights = token_weights(model, sequences, recipe, pass_activations(recipe, model))
+    hidden = model.embed(np.concatenate([np.asarray(tokens, np.int64) for tokens in sequences]))
     reference = hidden.copy() if recipe.propagate == "corrected" else None
     return Stream(hidden, tuple(len(tokens) for tokens in sequences), weights, reference)
 

@@ -19,6 +19,7 @@ from qcore.model import Artifact, Model
 from qcore.progress import Progress
 from qcore.recipe import Recipe, warn
 from qcore.threads import warn_of_running_threads
+from qcore.token_weights import require_gradients
 
 if TYPE_CHECKING:
     from qcore.data.calibration import Calibration
@@ -58,7 +59,8 @@ def settle(
             for name, spec in assignment.specs.items()
         }
     )
-    _require_gradients(model, recipe)
+    if recipe.needs_data:
+        require_gradients(model, recipe)
     calibration = _mixture(model, recipe, _calibration(model, recipe, calib), generic)
     job = Job(
         model, recipe, assignment, chosen, calibration, pass_activations(recipe, model), report
@@ -68,18 +70,6 @@ def settle(
         warn(assignment.regrouped, "GROUP_RAGGED")
     warn_of_running_threads()
     return job
-
-
-def _require_gradients(model: Model, recipe: Recipe) -> None:
-    if recipe.token_weights != "fisher" or not recipe.needs_data:
-        return
-    for block in model.plan.blocks:
-        if block.experts is not None:
-            raise RecipeError(
-                f'token_weights = "fisher" takes gradients, and {block.prefix} has experts.',
-                code="RECIPE_CONFLICT",
-                remedy='Use token_weights = "first-tokens".',
-            )
 
 
 def _require_original(model: Model) -> None:

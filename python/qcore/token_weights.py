@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from qcore.backward_pass import gradient_norms
+from qcore.errors import RecipeError
 from qcore.spec import Array, Float32Array, Float64Array
 
 if TYPE_CHECKING:
@@ -33,7 +34,11 @@ def token_weights(
 
     Under "first-tokens" position 0 of every sample counts `first_token_weight` times: attention
     rests on it, and its error reaches every later token (docs/algorithms/gptq.md).
+
+    Raises:
+        RecipeError: RECIPE_CONFLICT, as `require_gradients`.
     """
+    require_gradients(model, recipe)
     if recipe.token_weights == "none":
         return None
     if recipe.token_weights == "fisher":
@@ -42,6 +47,20 @@ def token_weights(
     weights = np.ones(sum(lengths), np.float32)
     weights[np.cumsum((0, *lengths[:-1]))] = recipe.first_token_weight
     return {(block.index, tap): weights for block in model.plan.blocks for tap in taps_of(block)}
+
+
+def require_gradients(model: Model, recipe: Recipe) -> None:
+    """Refuses "fisher" for a model that gradients do not go through (RECIPE_CONFLICT)."""
+    if recipe.token_weights != "fisher":
+        return
+    for block in model.plan.blocks:
+        if block.experts is not None:
+            raise RecipeError(
+                f'token_weights = "fisher" takes gradients, and {block.prefix} has experts.',
+                code="RECIPE_CONFLICT",
+                where=str(model.path),
+                remedy='Use token_weights = "first-tokens".',
+            )
 
 
 def taps_of(block: BlockPlan) -> list[str]:

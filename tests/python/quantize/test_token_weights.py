@@ -189,6 +189,13 @@ def test_a_model_with_experts_is_refused_before_any_work(tmp_path):
     assert caught.value.code == "RECIPE_CONFLICT"
 
 
+def test_statistics_of_a_model_with_experts_are_refused_alike(conversations):
+    model = qcore.open(GOLDEN / "mixtral")
+    with pytest.raises(RecipeError, match=r"takes gradients, and model\.layers\.0 has") as caught:
+        qcore.Stats.collect(model, conversations, Recipe(token_weights="fisher"))
+    assert caught.value.code == "RECIPE_CONFLICT"
+
+
 def test_a_gradient_that_is_not_finite_is_named():
     model, sequences, _ = golden("llama")
     table = model.embed
