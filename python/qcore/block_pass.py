@@ -77,9 +77,12 @@ class BlockPass:
         )
         if coverage is not None:
             self.coverage.append(coverage)
+        experts = [linear for linear in block.plan.linears if linear.expert is not None]
+        unread = {x.tap for x in experts} - {x.tap for x in experts if x.name in specs}
         for tap, hessian in hessians.items():
-            kind = _EXPERT_TAP.sub("experts.", tap)
-            self.enough[kind] = min(hessian.ratio, self.enough.get(kind, np.inf))
+            if tap not in unread:
+                kind = _EXPERT_TAP.sub("experts.", tap)
+                self.enough[kind] = min(hessian.ratio, self.enough.get(kind, np.inf))
         self._clock.lap("statistics")
         solved = solve_block(block, specs, job.recipe, hessians, moments)
         self._clock.lap("solve")

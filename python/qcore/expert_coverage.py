@@ -34,6 +34,7 @@ class ExpertCoverage:
         tokens: calibration tokens that the router gave to each expert.
         ratios: effective tokens per channel in each expert's statistics, as they were used, of its
             wider input; 0 when it has none.
+        kept: experts of which no layer is quantized.
         every_token: experts whose statistics were taken from all tokens.
         rounded: experts that are rounded plainly.
     """
@@ -41,16 +42,17 @@ class ExpertCoverage:
     name: str
     tokens: tuple[int, ...]
     ratios: tuple[float, ...]
+    kept: tuple[int, ...]
     every_token: tuple[int, ...]
     rounded: tuple[int, ...]
 
     @property
     def thin(self) -> tuple[int, ...]:
-        """Experts with statistics of fewer than ENOUGH_TOKENS_PER_CHANNEL."""
+        """Experts quantized with statistics of fewer than ENOUGH_TOKENS_PER_CHANNEL."""
         return tuple(
             expert
             for expert, ratio in enumerate(self.ratios)
-            if ratio < ENOUGH_TOKENS_PER_CHANNEL and expert not in self.rounded
+            if ratio < ENOUGH_TOKENS_PER_CHANNEL and expert not in (*self.rounded, *self.kept)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,6 +119,7 @@ def collect_with_experts(
         name=f"{plan.part}.experts",
         tokens=tokens,
         ratios=ratios,
+        kept=tuple(e for e in range(plan.n_experts) if e not in wanted),
         every_token=tuple(starved) if recipe.experts == "all" else (),
         rounded=tuple(rounded),
     )

@@ -152,7 +152,15 @@ def test_an_expert_that_is_kept_needs_no_tokens(models, conversations, tmp_path)
         {"group_size": 32, **SMALL, "keep": ["*.experts.4.*", "*.experts.5.*"]}
     )
     artifact = run(models["mixtral", (4, 5)], tmp_path / "out", settings, conversations)
-    assert artifact.record["experts"][0]["rounded"] == []
+    (entry,) = artifact.record["experts"]
+    assert entry["rounded"] == []
+    (told,) = [w["message"] for w in artifact.record["warnings"] if "experts" in w["message"]]
+    assert "experts.0 (" in told
+    assert "experts.4" not in told
+    assert "experts.5" not in told
+    of_quantized = min(entry["tokens_per_channel"][:4])
+    enough = artifact.record["tokens_per_input_feature"]
+    assert min(enough["experts.input"], enough["experts.hidden"]) == of_quantized > 0
 
 
 def test_hessian_of_a_route_all_expert_is_that_of_every_token(models, conversations):
