@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from decimal import ROUND_CEILING, Decimal
+from typing import TYPE_CHECKING, Any
 
 from qcore.assignment import Assignment, assign
 from qcore.errors import ArgumentError, RecipeError, escaped
@@ -128,7 +129,11 @@ class Chooser:
         original_bits = 8 * sum(map(self._original_bytes, self._model.layers))
         if max_bytes is not None:
             _require_between(
-                f"{max_bytes:,} bytes", max_bytes, smallest.file_bytes, original_bytes, "{:,} bytes"
+                f"{max_bytes:,} bytes",
+                max_bytes,
+                smallest.file_bytes,
+                original_bytes,
+                "{:,} bytes".format,
             )
             rest = smallest.file_bytes - self._linear_bytes(smallest)
             return Limit(max_bytes - rest, max_bytes)
@@ -137,7 +142,7 @@ class Chooser:
             asked,
             smallest.bits_per_weight,
             original_bits / self._linear_weights,
-            "{:.4f} bits per weight",
+            _told_bits,
         )
         return Limit(math.floor(asked * self._linear_weights / 8) - self._kept_bytes)
 
@@ -295,11 +300,18 @@ def _measured(sensitivity: Sensitivity, unit: Unit, model: Model) -> Measured:
     return found
 
 
-def _require_between(told: str, asked: float, smallest: float, original: float, form: str) -> None:
+def _told_bits(bits: float) -> str:
+    """Rounded up, so that the smallest that is told is a limit that is met."""
+    return f"{Decimal(bits).quantize(Decimal('0.0001'), ROUND_CEILING)} bits per weight"
+
+
+def _require_between(
+    told: str, asked: float, smallest: float, original: float, told_as: Callable[[Any], str]
+) -> None:
     if asked < smallest:
         raise RecipeError(
             f"A limit of {told} cannot be met: the smallest mixture of these widths takes "
-            f"{form.format(smallest)}.",
+            f"{told_as(smallest)}.",
             code="BUDGET_TOO_SMALL",
             found=asked,
             needed=smallest,
@@ -307,7 +319,7 @@ def _require_between(told: str, asked: float, smallest: float, original: float, 
         )
     if asked >= original:
         raise RecipeError(
-            f"A limit of {told} holds the original, which takes {form.format(original)}.",
+            f"A limit of {told} holds the original, which takes {told_as(original)}.",
             code="BUDGET_UNNEEDED",
             found=asked,
             needed=original,

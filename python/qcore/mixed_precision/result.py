@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from qcore.cards import Card, Svg, Table, format_number, heat_map_svg, html_card, lines_svg
 from qcore.errors import ArgumentError, RecipeError, escaped
-from qcore.mixed_precision.schemes import EXPERTS, Scheme, Unit
+from qcore.mixed_precision.schemes import EXPERTS, Scheme, Unit, schemes_of
 from qcore.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -161,18 +161,22 @@ class Sensitivity:
             raise _unreadable(path, f"it has no version {SENSITIVITY_VERSION}")
         try:
             return cls._from_dict(data)
-        except (KeyError, TypeError, AttributeError, ArgumentError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise _unreadable(path, f"{type(error).__name__}: {escaped(str(error))}") from error
 
     @classmethod
     def _from_dict(cls, data: Mapping[str, Any]) -> Sensitivity:
+        schemes = schemes_of(data["bits"])
+        measured = tuple(_measured(entry, schemes) for entry in data["units"])
+        if not measured:
+            raise ValueError("it has no units")
         return cls(
             model=str(data["model"]),
             path=str(data["path"]),
             recipe=Recipe.from_dict(data["recipe"]),
             group_size=int(data["group_size"]),
-            schemes=tuple(Scheme.of(text) for text in data["bits"]),
-            measured=tuple(_measured(entry) for entry in data["units"]),
+            schemes=schemes,
+            measured=measured,
             data=dict(data["data"]),
         )
 
@@ -297,13 +301,18 @@ class Sensitivity:
         )
 
 
-def _measured(entry: Mapping[str, Any]) -> Measured:
+def _measured(entry: Mapping[str, Any], schemes: Sequence[Scheme]) -> Measured:
     unit = Unit(entry["name"], int(entry["block"]), entry["role"], tuple(entry["layers"]))
     return Measured(
         unit,
         tuple((int(rows), int(columns)) for rows, columns in entry["shapes"]),
-        {Scheme.of(scheme): Damage(**values) for scheme, values in entry["damage"].items()},
+        {scheme: _damage(entry["damage"][str(scheme)]) for scheme in schemes},
     )
+
+
+def _damage(values: Mapping[str, Any]) -> Damage:
+    checked: dict[str, Any] = {n: None if v is None else float(v) for n, v in values.items()}
+    return Damage(**{**checked, "loss": float(values["loss"])})
 
 
 def _unreadable(path: Path, why: str) -> RecipeError:

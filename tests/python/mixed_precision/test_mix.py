@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from dataclasses import replace
 
@@ -166,6 +167,20 @@ def test_the_exact_ends_of_the_range_are_accepted(measured):
     with pytest.raises(RecipeError) as caught:
         measured.mix(max_bytes=10**12)
     assert measured.mix(max_bytes=caught.value.needed - 1).bytes < caught.value.needed
+
+
+def test_the_smallest_bits_that_are_told_are_accepted(measured):
+    rounded_up = 0
+    for kept in ("mlp", "self_attn", "self_attn.[qk]_proj", "self_attn.o_proj"):
+        recipe = Recipe().with_(layers=f"*.layers.0.{kept}*", keep=True)
+        found = replace(measured, recipe=recipe)
+        with pytest.raises(RecipeError) as caught:
+            found.mix(bits_per_weight=1)
+        told = re.search(r"takes (\d+\.\d{4}) bits", str(caught.value))[1]
+        rounded_up += float(f"{caught.value.needed:.4f}") < caught.value.needed
+        assert caught.value.needed <= float(told) < caught.value.needed + 1e-4
+        assert found.mix(bits_per_weight=float(told)).bits_per_weight == caught.value.needed
+    assert rounded_up > 0
 
 
 def test_a_sensitivity_of_another_model_is_refused(model, measured):

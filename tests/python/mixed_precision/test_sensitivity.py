@@ -193,6 +193,32 @@ def test_another_file_is_refused_by_name(tmp_path, text):
         qcore.Sensitivity.load(tmp_path / "s.json")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("group_size", "abc", "ValueError: invalid literal"),
+        ("bits", [], "ArgumentError: The list of widths is empty"),
+        ("bits", ["3", "4", "4g32", "8"], "KeyError: '4g32'"),
+        ("units", [], "ValueError: it has no units"),
+        ("recipe", {"bits": 5}, "RecipeError: .*bits"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_what_is_wrong(measured, tmp_path, key, value, said):
+    (tmp_path / "s.json").write_text(json.dumps({**measured.to_dict(), key: value}))
+    with pytest.raises(RecipeError, match=rf"s\.json is no result of qcore sensitivity: {said}"):
+        qcore.Sensitivity.load(tmp_path / "s.json")
+
+
+def test_damage_that_is_no_number_is_refused(measured, tmp_path):
+    data = json.loads(json.dumps(measured.to_dict()))
+    for key, value, said in (("loss", None, "TypeError"), ("kld", "x", "ValueError")):
+        data["units"][0]["damage"]["4"][key] = value
+        (tmp_path / "s.json").write_text(json.dumps(data))
+        with pytest.raises(RecipeError, match=said):
+            qcore.Sensitivity.load(tmp_path / "s.json")
+        data["units"][0]["damage"]["4"][key] = 1.0
+
+
 def test_a_missing_file_says_how_to_make_it(tmp_path):
     with pytest.raises(RecipeError, match="qcore sensitivity MODEL --calib"):
         qcore.Sensitivity.load(tmp_path / "s.json")
