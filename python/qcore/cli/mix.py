@@ -60,6 +60,7 @@ def bytes_of(ctx: click.Context, param: click.Parameter, value: str | None) -> i
     help="One width for q, k, v and one for gate, up, as runtimes that fuse them need. [fused]",
 )
 @click.option("--calib", type=click.Path(path_type=Path), help="For --data: calibration data.")
+@click.option("--generic", type=click.Path(path_type=Path), help="For --data: of another domain.")
 @click.option("--data", type=click.Path(path_type=Path), help="Held-out rows that pick the answer.")
 @click.option("--n-samples", type=click.IntRange(min=1), help="So many of them. [64]")
 @click.option("--overwrite", is_flag=True, help="Replace a recipe that is there.")
@@ -76,6 +77,7 @@ def command(
     by: str | None,
     fused: bool,
     calib: Path | None,
+    generic: Path | None,
     data: Path | None,
     n_samples: int | None,
     overwrite: bool,
@@ -94,6 +96,7 @@ def command(
         "by": by,
         "fused": None if fused else False,
         "calib": str(calib) if calib else None,
+        "generic": str(generic) if generic else None,
         "data": str(data) if data else None,
         "n_samples": n_samples,
     }

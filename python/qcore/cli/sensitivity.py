@@ -37,6 +37,7 @@ def widths_of(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     type=click.Path(path_type=Path),
     help="Your conversations: JSONL or text.",
 )
+@click.option("--generic", type=click.Path(path_type=Path), help="Text of another domain.")
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="JSON, for qcore mix."
 )
@@ -73,6 +74,7 @@ def command(
     /,
     model: Path,
     calib: Path,
+    generic: Path | None,
     out: Path,
     recipe_file: Path | None,
     bits: list[str] | None,
@@ -90,8 +92,13 @@ def command(
     held out. Ctrl-C leaves nothing.
     """
     given = {name: flags[name] for name in CALIBRATION_FLAGS if flags[name] is not None}
-    options = {"bits": bits, "by": None if by == "kld" else by, "n_tokens": n_tokens}
-    options["format"] = format_name
+    options: dict[str, Any] = {
+        "generic": str(generic) if generic else None,
+        "bits": bits,
+        "by": None if by == "kld" else by,
+        "n_tokens": n_tokens,
+        "format": format_name,
+    }
     if shared.print_python:
         said = "qc.Recipe()"
         if recipe_file:

@@ -44,6 +44,7 @@ def sensitivity(
     recipe: Recipe | None = None,
     *,
     calib: Calibration | str | Path | Iterable[Any] | None,
+    generic: Calibration | str | Path | Iterable[Any] | None = None,
     bits: Iterable[object] = DEFAULT_BITS,
     by: str = "kld",
     n_tokens: int = HELD_OUT_TOKENS,
@@ -57,6 +58,7 @@ def sensitivity(
         recipe: how codes are chosen; the default recipe when None. Layers it keeps are left out. AWQ
             folds scales into several layers at once, so with it each layer is measured by "gptq".
         calib: a Calibration, or raw data to build one from. A part of it is held out.
+        generic: text of another domain, for a recipe with a `generic_share`.
         bits: widths, each 2, 3, 4 or 8, or with a group size of its own: "4g32".
         by: the best estimate to take, and those after it beside it: "kld": KL of the whole model's
             predictions; "fisher": the same KL as predicted from one backward pass; "loss": tr(ΔW H
@@ -89,7 +91,9 @@ def sensitivity(
     recipe = recipe or Recipe()
     with reporter(progress) as report:
         calibration = _calibration(opened, recipe, calib)
-        job = settle(opened, _for_single_layers(recipe), calibration, format, report)
+        job = settle(opened, _for_single_layers(recipe), calibration, format, report, generic)
+        assert job.calibration is not None
+        calibration = job.calibration  # with its share of generic text
         pass_ = _Pass(job, schemes, calibration, by, n_tokens)
         measured = pass_.run()
     return Sensitivity(

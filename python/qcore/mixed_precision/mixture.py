@@ -164,6 +164,7 @@ def mix(
     by: str | None = None,
     fused: bool = True,
     calib: Calibration | str | Path | Iterable[Any] | None = None,
+    generic: Calibration | str | Path | Iterable[Any] | None = None,
     data: Any = None,
     n_samples: int | None = JUDGED_SAMPLES,
     progress: str | Callable[[Mapping[str, Any]], None] = "auto",
@@ -181,6 +182,7 @@ def mix(
         fused: one width for q, k and v and one for gate and up, which runtimes fuse when they load;
             False where the runtime does not.
         calib: for `data`: what the answers are quantized with.
+        generic: for `data`: text of another domain, for a recipe with a `generic_share`.
         data: held-out text that decides between the answers.
         n_samples: how many of its rows are used; None takes all.
         progress: as for `quantize`.
@@ -213,7 +215,8 @@ def mix(
         if choice is not None
     ]
     if data is not None:
-        answers = _judged(opened, answers, chooser.format.name, calib, data, n_samples, progress)
+        text = (calib, generic, data)
+        answers = _judged(opened, answers, chooser.format.name, text, n_samples, progress)
     asked = {"max_bytes": max_bytes, "bits_per_weight": bits_per_weight}
     budget = {name: value for name, value in asked.items() if value is not None}
     return Mix(str(opened.path), chooser.format.name, budget, tuple(answers))
@@ -263,12 +266,12 @@ def _judged(
     model: Model,
     answers: list[Answer],
     format: str,
-    calib: Any,
-    data: Any,
+    text: tuple[Any, Any, Any],
     n_samples: int | None,
     progress: str | Callable[[Mapping[str, Any]], None],
 ) -> list[Answer]:
     """Every answer quantized and compared with the original on held-out text; the best first."""
+    calib, generic, data = text
     judged: list[Answer] = []
     with reporter(progress) as report:
         for answer in answers:
@@ -278,6 +281,7 @@ def _judged(
                     model,
                     answer.recipe,
                     calib=calib,
+                    generic=generic,
                     out=Path(folder) / "artifact",
                     format=format,
                     progress=report,

@@ -95,11 +95,15 @@ def test_they_print_their_calls(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "qc.sensitivity('m', qc.Recipe().with_(n_samples=9), calib='c.jsonl'" in said
     assert "bits=['4', '8']" in said
+    assert main(["sensitivity", "m", *arguments, "--generic", "g.txt", "--print-python"]) == 0
+    assert "calib='c.jsonl', generic='g.txt', bits" in capsys.readouterr().out
     arguments = ["--from", "s.json", "--max-bytes", "2GiB", "-o", "r.toml", "--no-fused"]
     assert main(["mix", "m", *arguments, "--print-python"]) == 0
     said = capsys.readouterr().out
     assert "found = qc.mix('m', 's.json', max_bytes=2147483648, fused=False)" in said
     assert "found.save('r.toml')" in said
+    assert main(["mix", "m", *arguments, "--generic", "g.txt", "--print-python"]) == 0
+    assert "generic='g.txt')" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,30 @@ def test_held_out_text_picks_the_answer(model, measured, calibration, held_out_r
     assert "Exceptions" in found._repr_html_()
 
 
+def test_a_recipe_with_generic_text_is_measured_and_judged_with_it(
+    model, calibration, held_out_rows
+):
+    recipe = Recipe(generic_share=0.25)
+    options = {"calib": calibration, "progress": "none"}
+    with pytest.raises(MissingInputError, match="there is no generic text"):
+        qcore.sensitivity(model, recipe, by="loss", **options)
+    line = "of a text about quite other things than those that people ask a help desk about."
+    options["generic"] = [f"The {n}th line {line}" for n in range(9)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", qcore.QcoreWarning)
+        found = qcore.sensitivity(model, recipe, bits=(4, 8), by="loss", **options)
+        own = qcore.sensitivity(
+            model, Recipe(), bits=(4, 8), by="loss", calib=calibration, progress="none"
+        )
+        limit = {"bits_per_weight": 5.0, "data": held_out_rows}
+        judged = found.mix(**limit, **options)
+    assert found.data["n_samples"] == len(calibration)
+    assert found.data["sha256"] != own.data["sha256"] == calibration.sha256
+    assert found.curve["4"] != own.curve["4"]
+    assert judged.answers[0].kld.mean > 0
+    assert judged.recipe.generic_share == 0.25
+
+
 @pytest.mark.parametrize(
     ("options", "error", "code", "said"),
     [
