@@ -7,7 +7,7 @@ layer at every width, and for each of them alone the KL on a held-out part of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from qcore import _core
 from qcore.calibrate import open_stream
 from qcore.data import Calibration
 from qcore.errors import ArgumentError, MissingInputError
-from qcore.expert_coverage import collect_with_experts
+from qcore.expert_coverage import ExpertCoverage, collect_with_experts
 from qcore.job import Job, settle
 from qcore.mixed_precision.fisher import Fisher, predicted_kl
 from qcore.mixed_precision.held_out import HeldOut, split
@@ -117,6 +117,21 @@ def _for_single_layers(recipe: Recipe) -> Recipe:
     return recipe.with_(method=method, propagate="reference")
 
 
+def _for_statistics(recipe: Recipe) -> Recipe:
+    """The recipe for `collect_with_experts`: layers that are rounded plainly have a loss too."""
+    rounds = not recipe.needs_data or recipe.experts == "rtn"
+    return recipe.with_(experts="all") if rounds else recipe
+
+
+def _rounded_taps(block: Block, recipe: Recipe, coverage: ExpertCoverage | None) -> set[str]:
+    """Inputs of the starved experts that the recipe rounds plainly."""
+    plan = block.plan.experts
+    if plan is None or coverage is None or recipe.experts != "rtn":
+        return set()
+    taps = (plan.input_tap, plan.hidden_tap)
+    return {tap(expert) for expert in coverage.every_token for tap in taps}
+
+
 def _calibration(model: Model, recipe: Recipe, calib: Any) -> Calibration:
     if calib is None:
         raise MissingInputError(
@@ -199,16 +214,17 @@ class _Pass:
     def _block(self, index: int) -> list[Measured]:
         job = self._job
         block = job.model.block(index)
-        hessians, _ = collect_with_experts(
+        hessians, coverage = collect_with_experts(
             block,
             self._stream,
-            job.recipe,
+            _for_statistics(job.recipe),
             job.activations,
             advance_stream=True,
             quantized=job.assignment.specs.keys(),
         )
         self._ticks.next(1)
-        solved = {scheme: self._solved(block, scheme, hessians) for scheme in self._schemes}
+        plain = _rounded_taps(block, job.recipe, coverage)
+        solved = {scheme: self._solved(block, scheme, hessians, plain) for scheme in self._schemes}
         units = [unit for unit in self._units if unit.block == index]
         tried = [(unit, scheme) for unit in units for scheme in self._schemes]
         kl: list[ClusteredMean | None] = [None] * len(tried)
@@ -249,17 +265,24 @@ class _Pass:
         }
 
     def _solved(
-        self, block: Block, scheme: Scheme, hessians: Mapping[str, Hessian]
+        self,
+        block: Block,
+        scheme: Scheme,
+        hessians: Mapping[str, Hessian],
+        plain: Collection[str],
     ) -> dict[str, QuantizedLinear]:
-        """Every layer of the block at one width, with its loss."""
+        """Every layer of the block at one width, with its loss; readers of `plain` taps rounded."""
         assignment, recipe = self._job.assignment, self._job.recipe
         linears = [linear for linear in block.plan.linears if linear.name in assignment.specs]
         specs = {linear.name: scheme.spec(assignment.specs[linear.name]) for linear in linears}
-        layers = solve_block(block, specs, recipe, hessians if recipe.needs_data else None).layers
-        if recipe.needs_data:
-            return layers
-        forms = {tap: _core.QuadraticForm(hessian.hessian()) for tap, hessian in hessians.items()}
-        return {x.name: _with_loss(block, layers[x.name], x.name, forms[x.tap]) for x in linears}
+        known = {tap: hessian for tap, hessian in hessians.items() if tap not in plain}
+        layers = solve_block(block, specs, recipe, known if recipe.needs_data else None).layers
+        rounded = [linear for linear in linears if layers[linear.name].loss is None]
+        taps = dict.fromkeys(linear.tap for linear in rounded)
+        forms = {tap: _core.QuadraticForm(hessians[tap].hessian()) for tap in taps}
+        return layers | {
+            x.name: _with_loss(block, layers[x.name], x.name, forms[x.tap]) for x in rounded
+        }
 
 
 def _with_loss(

@@ -277,6 +277,31 @@ def test_stats_know_each_expert(models, conversations):
         stats.hessian(f"{part}.4.w2").hessian()
 
 
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("experts", ["strict", "rtn", "all"])
+def test_sensitivity_measures_starved_experts_as_they_are_quantized(
+    models, conversations, method, experts
+):
+    base = models["mixtral", (4, 5)]
+    options = {"calib": conversations, "bits": (4,), "by": "loss", "progress": "none"}
+    settings = recipe(method=method, experts=experts)
+    if method == "gptq" and experts == "strict":
+        with pytest.raises(CalibrationError, match="fewer than 64"):
+            qcore.sensitivity(base, settings, **options)
+        return
+    found = qcore.sensitivity(base, settings, **options)
+    by_rounding = qcore.sensitivity(base, recipe(method="rtn"), **options)
+    name = "model.layers.0.block_sparse_moe.experts"
+    loss, rounded = (s.per_layer[name]["4"].loss for s in (found, by_rounding))
+    assert (0 < loss < rounded) if method == "gptq" else loss == rounded
+    if method == "gptq" and experts == "rtn":
+        kept = settings.with_(layers="*.experts.[45].*", keep=True)
+        fed = qcore.sensitivity(base, kept, **options).per_layer[name]["4"].loss
+        kept = recipe(method="rtn").with_(layers="*.experts.[0-3].*", keep=True)
+        starved = qcore.sensitivity(base, kept, **options).per_layer[name]["4"].loss
+        assert np.isclose(loss, fed + starved)
+
+
 def test_sensitivity_takes_the_experts_of_a_block_together(models, conversations):
     measured = qcore.sensitivity(
         models["mixtral", ()], recipe(), calib=conversations, bits=(4,), by="loss", progress="none"
