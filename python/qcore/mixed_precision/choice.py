@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from qcore.assignment import Assignment, assign
 from qcore.errors import ArgumentError, RecipeError, escaped
@@ -21,7 +21,7 @@ from qcore.formats import (
 )
 from qcore.mixed_precision.knapsack import least_damage
 from qcore.mixed_precision.result import ESTIMATE_NAMES
-from qcore.mixed_precision.schemes import Scheme, Unit, units_of
+from qcore.mixed_precision.schemes import Scheme, Unit, free_layers, units_of
 from qcore.quantization import planned_tensors
 from qcore.recipe import warn
 from qcore.spec import QuantSpec, ScaleDtype
@@ -29,6 +29,11 @@ from qcore.spec import QuantSpec, ScaleDtype
 if TYPE_CHECKING:
     from qcore.mixed_precision.result import Measured, Sensitivity
     from qcore.model import Model
+
+
+# What a unit may become, last as it is; one for every unit.
+Menu: TypeAlias = "list[Scheme | None]"
+Menus: TypeAlias = "list[Menu]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +88,12 @@ class Chooser:
         format: "auto" or a format's name.
         fused: keep together what runtimes fuse.
 
+    Attributes:
+        format: what the artifact is written in.
+        scale_dtype: of its scales.
+        units: what a scheme is chosen for.
+        fixed: the grids of layers that an override of the recipe gives bits.
+
     Raises:
         RecipeError: FORMAT_TARGET, GROUP_INDIVISIBLE or PACK_INDIVISIBLE when the format holds no
             scheme; RECIPE_VALUE when the sensitivity belongs to another model.
@@ -91,18 +102,23 @@ class Chooser:
     def __init__(self, model: Model, sensitivity: Sensitivity, format: str, *, fused: bool) -> None:
         recipe, schemes = sensitivity.recipe, sensitivity.schemes
         default = QuantSpec(recipe.bits, sensitivity.group_size, recipe.symmetric)
+        planned = assign(recipe, model.plan, "float16").specs
+        free = free_layers(recipe, planned)
         grids = [scheme.spec(default) for scheme in schemes]
+        grids += [spec for name, spec in planned.items() if name not in free]
         self.format: Format = choose_format(format, grids[0].bits, recipe.symmetric, grids)
         self.scale_dtype: ScaleDtype = self.format.scale_dtype(model.dtype)
         self._model = model
         self._base = assign(recipe, model.plan, self.scale_dtype, self.format)
         self._estimates = sensitivity.estimates
-        self.units = units_of(model.plan, self._base.specs.keys(), fused=fused)
+        self.fixed = {name: s for name, s in self._base.specs.items() if name not in free}
+        self.units = units_of(model.plan, free, fused=fused)
         self._measured = [_measured(sensitivity, unit, model) for unit in self.units]
-        self._menus = [self._menu(unit, schemes) for unit in self.units]
+        self._alternatives = self._menus_of(schemes)
         self._warn_of_missing(schemes)
         self._linear_weights = sum(x.out_features * x.in_features for x in model.plan.linears)
-        self._kept_bytes = sum(self._original_bytes(name) for name in self._base.kept)
+        kept_bytes = sum(self._original_bytes(name) for name in self._base.kept)
+        self._fixed_bytes = kept_bytes + self._packed_bytes(self.fixed)
 
     def limit(self, max_bytes: int | None, bits_per_weight: float | None) -> Limit:
         """The limit that one of the two asks for.
@@ -122,17 +138,22 @@ class Chooser:
             raise ArgumentError(
                 f"The limit is {asked!r}.", found=asked, remedy="Use a positive number."
             )
-        smallest = self._choice([_smallest(options) for options in self._options(None)])
-        original_bytes = planned_bytes(
-            {name: (t.dtype, tuple(t.shape)) for name, t in self._model.tensors.items()}
+        smallest = min(
+            (
+                self._choice(menus, [_smallest(options) for options in self._options(menus, None)])
+                for menus in self._alternatives
+            ),
+            key=lambda c: c.bits_per_weight if max_bytes is None else c.file_bytes,
         )
-        original_bits = 8 * sum(map(self._original_bytes, self._model.layers))
+        menus = self._alternatives[0]
+        largest = self._choice(menus, [len(menu) - 1 for menu in menus])
+        what = "the original" + (", its layers of given bits quantized" if self.fixed else "")
         if max_bytes is not None:
             _require_between(
                 f"{max_bytes:,} bytes",
                 max_bytes,
-                smallest.file_bytes,
-                original_bytes,
+                (smallest.file_bytes, largest.file_bytes),
+                what,
                 "{:,} bytes".format,
             )
             rest = smallest.file_bytes - self._linear_bytes(smallest)
@@ -140,37 +161,54 @@ class Chooser:
         _require_between(
             f"{asked:g} bits per weight",
             asked,
-            smallest.bits_per_weight,
-            original_bits / self._linear_weights,
+            (smallest.bits_per_weight, largest.bits_per_weight),
+            what,
             _told_bits,
         )
-        return Limit(math.floor(asked * self._linear_weights / 8) - self._kept_bytes)
+        allowed = math.floor(asked * self._linear_weights / 8) - self._fixed_bytes
+        # The quotient may fall short of the smallest by one rounding.
+        return Limit(max(allowed, self._linear_bytes(smallest)))
 
     def choose(self, by: str, limit: Limit) -> Choice:
         """The least sum of damages by one estimate. The limit must hold the smallest choice."""
-        options = self._options(by)
-        smallest = [_smallest(menu) for menu in options]
-        least = sum(menu[i][0] for menu, i in zip(options, smallest, strict=True))
+        found = (self._best(menus, by, limit) for menus in self._alternatives)
+        return min(
+            (choice for choice in found if choice is not None),
+            key=lambda choice: (choice.predicted[by], choice.file_bytes),
+        )
+
+    def _best(self, menus: Menus, by: str, limit: Limit) -> Choice | None:
+        """The best of one alternative; None where the limit does not hold its smallest choice."""
+        options = self._options(menus, by)
+        smallest = self._choice(menus, [_smallest(menu) for menu in options])
+        if self._over(smallest, limit) > 0:
+            return None
         allowed = limit.linear_bytes
-        while True:
-            choice = self._choice(least_damage(options, max(allowed, least)) or smallest)
-            over = 0 if limit.file_bytes is None else choice.file_bytes - limit.file_bytes
+        while (picked := least_damage(options, allowed)) is not None:
+            choice = self._choice(menus, picked)
+            over = self._over(choice, limit)
             if over <= 0:
                 return choice
             # The header's offsets have more digits, or the data fills one more shard.
             allowed = self._linear_bytes(choice) - over
+        return smallest
+
+    def _over(self, choice: Choice, limit: Limit) -> int:
+        """Bytes above the limit."""
+        if limit.file_bytes is None:
+            return self._linear_bytes(choice) - limit.linear_bytes
+        return choice.file_bytes - limit.file_bytes
 
     def uniform(self, limit: Limit) -> Choice | None:
         """The most bytes with one scheme for all that the limit holds; None if it holds none."""
-        found: list[Choice] = []
-        for scheme in dict.fromkeys(s for menu in self._menus for s in menu if s is not None):
-            if all(scheme in menu for menu in self._menus):
-                choice = self._choice([menu.index(scheme) for menu in self._menus])
-                fits = self._linear_bytes(choice) <= limit.linear_bytes
-                if limit.file_bytes is not None:
-                    fits = choice.file_bytes <= limit.file_bytes
-                found += [choice] if fits else []
-        return max(found, key=lambda choice: choice.file_bytes, default=None)
+        choices = (
+            self._choice(menus, [menu.index(scheme) for menu in menus])
+            for menus in self._alternatives
+            for scheme in menus[0]
+            if scheme is not None and all(scheme in menu for menu in menus)
+        )
+        fitting = (choice for choice in choices if self._over(choice, limit) <= 0)
+        return max(fitting, key=lambda choice: choice.file_bytes, default=None)
 
     def why(self, unit: Unit, scheme: Scheme | None, commonest: Scheme) -> str:
         """The reason for a unit's scheme where it is not the commonest; "" where it is."""
@@ -186,9 +224,28 @@ class Chooser:
         group = f" ({unit.name.rpartition('.')[2]})" if len(unit.layers) > 1 else ""
         return f"{here}, {there}{group}"
 
-    def _menu(self, unit: Unit, schemes: Sequence[Scheme]) -> list[Scheme | None]:
+    def _menus_of(self, schemes: Sequence[Scheme]) -> list[Menus]:
+        """The menus from which any choice can be stored: one for every unit, or where the format
+        has one group size for all, one for every unit at each group size.
+        """
+        self.format.check(self._shapes(self.fixed))
+        menus = [self._menu(unit, schemes) for unit in self.units]
+        if not self.format.one_group_size:
+            return [menus]
+        given = {spec.group_size for spec in self.fixed.values()}
+        found: dict[int, Menus] = {}
+        for i, (unit, menu) in enumerate(zip(self.units, menus, strict=True)):
+            for scheme in menu[:-1]:
+                (size,) = {spec.group_size for spec in self._specs(unit, scheme).values()}
+                if not given or size in given:
+                    found.setdefault(size, [[] for _ in menus])[i].append(scheme)
+        if not found:  # with the group size of the fixed layers: the format says so
+            self.format.check(self._shapes(self.fixed | self._specs(self.units[0], menus[0][0])))
+        return [[[*menu, None] for menu in of_size] for of_size in found.values()]
+
+    def _menu(self, unit: Unit, schemes: Sequence[Scheme]) -> Menu:
         """The schemes that the format holds for a unit, and last: leaving it as it is."""
-        menu: list[Scheme | None] = []
+        menu: Menu = []
         refusals: list[RecipeError] = []
         for scheme in schemes:
             try:
@@ -202,7 +259,8 @@ class Chooser:
         return [*menu, None]
 
     def _warn_of_missing(self, schemes: Sequence[Scheme]) -> None:
-        missing = [s for s in schemes if not any(s in menu for menu in self._menus)]
+        held = {s for menus in self._alternatives for menu in menus for s in menu}
+        missing = [s for s in schemes if s not in held]
         if missing:
             mixed = [fmt.name for fmt in FORMATS.values() if len(fmt.bits) > 1]
             warn(
@@ -212,24 +270,24 @@ class Chooser:
                 "FORMAT_TARGET",
             )
 
-    def _options(self, by: str | None) -> list[list[tuple[int, float]]]:
+    def _options(self, menus: Menus, by: str | None) -> list[list[tuple[int, float]]]:
         """(bytes, damage) of every scheme of every unit; without an estimate all damages are 0."""
         return [
             [(self._unit_bytes(unit, scheme), _damage(measured, scheme, by)) for scheme in menu]
-            for unit, measured, menu in zip(self.units, self._measured, self._menus, strict=True)
+            for unit, measured, menu in zip(self.units, self._measured, menus, strict=True)
         ]
 
-    def _choice(self, picked: Sequence[int]) -> Choice:
+    def _choice(self, menus: Menus, picked: Sequence[int]) -> Choice:
         """The choice with its exact bytes."""
-        schemes = [menu[i] for menu, i in zip(self._menus, picked, strict=True)]
-        specs: dict[str, QuantSpec] = {}
+        schemes = [menu[i] for menu, i in zip(menus, picked, strict=True)]
+        specs = dict(self.fixed)
         for unit, scheme in zip(self.units, schemes, strict=True):
             specs.update(self._specs(unit, scheme))
         self.format.check(self._shapes(specs))
         kept = tuple(name for name in self._model.layers if name not in specs)
         assignment = Assignment(specs, kept, self._base.default, {})
         planned = planned_tensors(self._model, assignment, self.format)
-        linear = self._kept_bytes + sum(
+        linear = self._fixed_bytes + sum(
             self._unit_bytes(unit, scheme) for unit, scheme in zip(self.units, schemes, strict=True)
         )
         return Choice(
@@ -253,9 +311,12 @@ class Chooser:
     def _unit_bytes(self, unit: Unit, scheme: Scheme | None) -> int:
         if scheme is None:
             return sum(map(self._original_bytes, unit.layers))
+        return self._packed_bytes(self._specs(unit, scheme))
+
+    def _packed_bytes(self, specs: Mapping[str, QuantSpec]) -> int:
         return sum(
             tensor_bytes(tensor)
-            for spec, rows, columns in self._shapes(self._specs(unit, scheme)).values()
+            for spec, rows, columns in self._shapes(specs).values()
             for tensor in self.format.tensors(rows, columns, spec).values()
         )
 
@@ -306,8 +367,13 @@ def _told_bits(bits: float) -> str:
 
 
 def _require_between(
-    told: str, asked: float, smallest: float, original: float, told_as: Callable[[Any], str]
+    told: str,
+    asked: float,
+    ends: tuple[float, float],
+    largest_is: str,
+    told_as: Callable[[Any], str],
 ) -> None:
+    smallest, largest = ends
     if asked < smallest:
         raise RecipeError(
             f"A limit of {told} cannot be met: the smallest mixture of these widths takes "
@@ -317,11 +383,11 @@ def _require_between(
             needed=smallest,
             remedy="Allow more, or measure narrower widths: qcore sensitivity --bits 2,3,4,8.",
         )
-    if asked >= original:
+    if asked >= largest:
         raise RecipeError(
-            f"A limit of {told} holds the original, which takes {told_as(original)}.",
+            f"A limit of {told} holds {largest_is}, which takes {told_as(largest)}.",
             code="BUDGET_UNNEEDED",
             found=asked,
-            needed=original,
-            remedy="Nothing needs to be quantized; ask for fewer.",
+            needed=largest,
+            remedy="Ask for fewer; no width has to be chosen.",
         )

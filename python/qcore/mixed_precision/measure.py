@@ -23,7 +23,14 @@ from qcore.job import Job, settle
 from qcore.mixed_precision.fisher import Fisher, predicted_kl
 from qcore.mixed_precision.held_out import HeldOut, split
 from qcore.mixed_precision.result import ESTIMATES, Damage, Measured, Sensitivity
-from qcore.mixed_precision.schemes import DEFAULT_BITS, Scheme, Unit, schemes_of, units_of
+from qcore.mixed_precision.schemes import (
+    DEFAULT_BITS,
+    Scheme,
+    Unit,
+    free_layers,
+    schemes_of,
+    units_of,
+)
 from qcore.model import Model, open_model
 from qcore.progress import Progress, reporter
 from qcore.recipe import Recipe
@@ -32,6 +39,7 @@ from qcore.spec import Array, QuantizedLinear
 from qcore.token_weights import spread
 
 if TYPE_CHECKING:
+    from qcore.checkpoint.architectures import DecoderPlan
     from qcore.eval.statistics import ClusteredMean
     from qcore.layers import Hessian
     from qcore.model import Block
@@ -55,8 +63,9 @@ def sensitivity(
 
     Args:
         model: an open Model, or its path; only read.
-        recipe: how codes are chosen; the default recipe when None. Layers it keeps are left out. AWQ
-            folds scales into several layers at once, so with it each layer is measured by "gptq".
+        recipe: how codes are chosen; the default recipe when None. Layers that it keeps, or that an
+            override gives bits, are left out. AWQ folds scales into several layers at once, so with
+            it each layer is measured by "gptq".
         calib: a Calibration, or raw data to build one from. A part of it is held out.
         generic: text of another domain, for a recipe with a `generic_share`.
         bits: widths, each 2, 3, 4 or 8, or with a group size of its own: "4g32".
@@ -169,7 +178,8 @@ class _Pass:
     ) -> None:
         self._job = job
         self._schemes = schemes
-        self._units = _measured_units(job)
+        self._free = free_layers(job.recipe, job.assignment.specs)
+        self._units = _measured_units(job.model.plan, self._free)
         sequences: Sequence[Array] = calibration.sequences
         held_out: list[Array] | None = None
         if by == "kld":
@@ -220,7 +230,7 @@ class _Pass:
             _for_statistics(job.recipe),
             job.activations,
             advance_stream=True,
-            quantized=job.assignment.specs.keys(),
+            quantized=self._free,
         )
         self._ticks.next(1)
         plain = _rounded_taps(block, job.recipe, coverage)
@@ -273,7 +283,7 @@ class _Pass:
     ) -> dict[str, QuantizedLinear]:
         """Every layer of the block at one width, with its loss; readers of `plain` taps rounded."""
         assignment, recipe = self._job.assignment, self._job.recipe
-        linears = [linear for linear in block.plan.linears if linear.name in assignment.specs]
+        linears = [linear for linear in block.plan.linears if linear.name in self._free]
         specs = {linear.name: scheme.spec(assignment.specs[linear.name]) for linear in linears}
         known = {tap: hessian for tap, hessian in hessians.items() if tap not in plain}
         layers = solve_block(block, specs, recipe, known if recipe.needs_data else None).layers
@@ -295,10 +305,9 @@ def _with_loss(
     return replace(layer, loss=error / signal if signal > 0 else 0.0)
 
 
-def _measured_units(job: Job) -> list[Unit]:
-    """Each quantized layer alone, then what runtimes fuse; experts only together."""
-    plan, quantized = job.model.plan, job.assignment.specs.keys()
-    found = (*units_of(plan, quantized, fused=False), *units_of(plan, quantized))
+def _measured_units(plan: DecoderPlan, free: Collection[str]) -> list[Unit]:
+    """Each layer alone, then what runtimes fuse; experts only together."""
+    found = (*units_of(plan, free, fused=False), *units_of(plan, free))
     return list({unit.name: unit for unit in found}.values())
 
 

@@ -250,15 +250,17 @@ def _recipe(model: Model, sensitivity: Sensitivity, chooser: Chooser, choice: Ch
         told = " and ".join(map(str, low))
         base = replace(base, allow_low_bits=f"mixed precision: {told} bits where measured harmless")
     resolved = assign(base, model.plan, chooser.scale_dtype, chooser.format)
-    overrides = list(base.overrides)
+    # A layer of given bits may lack a group size of its own, and the recipe's may be another now.
+    whys = {name: resolved.reasons.get(name, "") for name in chooser.fixed}
     for unit, scheme in zip(chooser.units, choice.schemes.values(), strict=True):
-        why = chooser.why(unit, scheme, commonest)
-        for name in unit.layers:
-            wanted = choice.specs.get(name)
-            if wanted is None:
-                overrides.append(Override(name, keep=True, why=why))
-            elif resolved.specs.get(name) != wanted:
-                overrides.append(Override(name, wanted.bits, wanted.group_size, why=why))
+        whys |= dict.fromkeys(unit.layers, chooser.why(unit, scheme, commonest))
+    overrides = list(base.overrides)
+    for name, why in whys.items():
+        wanted = choice.specs.get(name)
+        if wanted is None:
+            overrides.append(Override(name, keep=True, why=why))
+        elif resolved.specs.get(name) != wanted:
+            overrides.append(Override(name, wanted.bits, wanted.group_size, why=why))
     return replace(base, overrides=tuple(overrides))
 
 

@@ -7,12 +7,13 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from qcore.errors import ArgumentError, escaped
+from qcore.errors import ArgumentError, RecipeError, escaped
 from qcore.formats import FUSED_NAMES
 from qcore.spec import BITS, QuantSpec
 
 if TYPE_CHECKING:
     from qcore.checkpoint.architectures import DecoderPlan, LinearPlan
+    from qcore.recipe import Recipe
 
 DEFAULT_BITS = (3, 4, 8)
 EXPERTS = "experts"  # the role of a unit of all experts of a block
@@ -69,6 +70,23 @@ def schemes_of(values: Iterable[object]) -> tuple[Scheme, ...]:
     return tuple(sorted(found, key=lambda s: (s.bits, -(s.group_size or 1 << 30))))
 
 
+def free_layers(recipe: Recipe, quantized: Iterable[str]) -> frozenset[str]:
+    """The quantized layers whose width is open: no override of the recipe gives them bits.
+
+    Raises:
+        RecipeError: RECIPE_CONFLICT, there is none.
+    """
+    given = [override for override in recipe.overrides if override.bits is not None]
+    found = frozenset(n for n in quantized if not any(o.matches(n) for o in given))
+    if not found:
+        raise RecipeError(
+            "The overrides of the recipe give every layer its bits; none is left to choose for.",
+            code="RECIPE_CONFLICT",
+            remedy="Leave bits out of the overrides of layers that may vary.",
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class Unit:
     """Layers that share one scheme.
@@ -86,20 +104,18 @@ class Unit:
     layers: tuple[str, ...]
 
 
-def units_of(
-    plan: DecoderPlan, quantized: Collection[str], *, fused: bool = True
-) -> tuple[Unit, ...]:
-    """The quantized layers in units, in the order of the model.
+def units_of(plan: DecoderPlan, free: Collection[str], *, fused: bool = True) -> tuple[Unit, ...]:
+    """The layers in units, in the order of the model.
 
     Args:
         plan: names and roles.
-        quantized: names of the layers that are not kept.
+        free: names of the layers whose width is open.
         fused: keep together what runtimes fuse when they load (q, k and v; gate and up), as long as
-            none of it is kept. The experts of a block are one unit always.
+            all of it is open. The experts of a block are one unit always.
     """
     units: dict[str, Unit] = {}
     for block in plan.blocks:
-        linears = [linear for linear in block.linears if linear.name in quantized]
+        linears = [linear for linear in block.linears if linear.name in free]
         present = {linear.name for linear in linears} if fused else set()
         for linear in linears:
             name, role = _unit_name(linear, present)

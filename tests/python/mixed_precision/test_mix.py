@@ -99,6 +99,86 @@ def test_layers_that_the_base_recipe_keeps_stay_kept(model, calibration, tmp_pat
     assert 7.5 < found.bits_per_weight <= 8.0
 
 
+def test_layers_that_an_override_gives_bits_keep_them(model, calibration, tmp_path):
+    base = Recipe().with_(layers="*.down_proj", bits=8, why="asked for")
+    found = qcore.sensitivity(
+        model, base, calib=calibration, bits=(3, "4g32"), by="loss", progress="none"
+    )
+    assert not [m for m in found.measured if m.unit.role == "down_proj"]
+    # Three bits of the others, and four in smaller groups: the default group size is another then.
+    for bits, commonest in ((4.7, "3"), (5.8, "4g32")):
+        mixed = found.mix(bits_per_weight=bits)
+        assert bits - 0.2 < mixed.bits_per_weight <= bits
+        assert str(mixed.answers[0].choice.commonest()) == commonest
+        assert not [name for name in mixed.schemes if "down_proj" in name]
+        artifact = quantized(model, mixed, calibration, tmp_path / commonest)
+        assert weight_file_bytes(artifact) == mixed.bytes
+        grids = assign(mixed.recipe, model.plan, "float16")
+        down = {(s.bits, s.group_size) for n, s in grids.specs.items() if "down_proj" in n}
+        assert down == {(8, found.group_size)}
+        assert {why for n, why in grids.reasons.items() if "down_proj" in n} == {"asked for"}
+
+
+def test_what_is_given_leaves_a_smaller_range(model, measured, calibration):
+    found = replace(measured, recipe=Recipe().with_(layers="*.down_proj", bits=8))
+    with pytest.raises(RecipeError, match="original, its layers of given bits quantized") as caught:
+        found.mix(bits_per_weight=15.9)
+    assert caught.value.code == "BUDGET_UNNEEDED"
+    assert found.mix(bits_per_weight=caught.value.needed - 0.01).schemes
+    all_given = Recipe().with_(layers="*", bits=4)
+    with pytest.raises(RecipeError, match="none is left to choose for") as caught:
+        replace(measured, recipe=all_given).mix(bits_per_weight=5.0)
+    assert caught.value.code == "RECIPE_CONFLICT"
+    with pytest.raises(RecipeError, match="none is left to choose for"):
+        qcore.sensitivity(model, all_given, calib=calibration, progress="none")
+
+
+@pytest.fixture(scope="module")
+def of_two_group_sizes(model, calibration):
+    return qcore.sensitivity(
+        model, calib=calibration, bits=("3", "4", "4g32", "8"), by="loss", progress="none"
+    )
+
+
+@pytest.mark.parametrize("bits", [4.4, 5.0, 8.0, 12.0])
+def test_a_format_of_one_group_size_takes_the_better_one(model, of_two_group_sizes, bits):
+    with pytest.warns(qcore.QcoreWarning, match="awq cannot hold 3 and 8 bits"):
+        found = of_two_group_sizes.mix(bits_per_weight=bits, format="awq")
+    damage = {}
+    # Four bits in groups of 32, a scale of 16 bits and a zero of 4 each.
+    for size in ("4", "4g32") if bits >= 4 + 20 / 32 else ("4",):
+        schemes = tuple(s for s in of_two_group_sizes.schemes if str(s) == size)
+        alone = replace(of_two_group_sizes, schemes=schemes)
+        mixed = alone.mix(bits_per_weight=bits, format="awq")
+        damage[size] = mixed.answers[0].choice.predicted["loss"]
+    assert found.answers[0].choice.predicted["loss"] == min(damage.values())
+    best = min(damage, key=damage.get)
+    assert set(found.schemes.values()) - {"16"} == {best}
+    specs = assign(found.recipe, model.plan, "float16").specs
+    assert specs == dict(found.answers[0].choice.specs)
+    assert len({spec.group_size for spec in specs.values()}) == 1
+
+
+def test_a_mixture_of_one_group_size_is_written(model, of_two_group_sizes, calibration, tmp_path):
+    with pytest.warns(qcore.QcoreWarning, match="awq cannot hold"):
+        found = of_two_group_sizes.mix(max_bytes=int(0.6 * model.bytes), format="awq")
+    artifact = quantized(model, found, calibration, tmp_path / "out")
+    assert weight_file_bytes(artifact) == found.bytes <= int(0.6 * model.bytes)
+
+
+def test_the_group_size_of_layers_of_given_bits_decides(model, of_two_group_sizes):
+    def given(group_size):
+        recipe = Recipe().with_(layers="*.down_proj", bits=4, group_size=group_size)
+        return replace(of_two_group_sizes, recipe=recipe)
+
+    with pytest.warns(qcore.QcoreWarning, match="awq cannot hold 3 and 4 and 8 bits"):
+        found = given(32).mix(bits_per_weight=6.0, format="awq")
+    assert set(found.schemes.values()) == {"4g32", "16"}
+    with pytest.raises(RecipeError, match="its config has one group_size") as caught:
+        given(64).mix(bits_per_weight=6.0, format="awq")
+    assert caught.value.code == "FORMAT_TARGET"
+
+
 def test_near_the_original_layers_are_kept(model, measured, calibration, tmp_path):
     found = measured.mix(max_bytes=int(0.97 * model.bytes))
     assert "16" in found.schemes.values()
