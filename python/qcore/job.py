@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from qcore.errors import (
     MissingInputError,
     RecipeError,
 )
-from qcore.formats import Format, choose_format
+from qcore.formats import FORMATS, Format, LayerShape, choose_format
 from qcore.model import Artifact, Model
 from qcore.progress import Progress
 from qcore.recipe import Recipe, warn
@@ -22,6 +23,7 @@ from qcore.threads import warn_of_running_threads
 from qcore.token_weights import require_gradients
 
 if TYPE_CHECKING:
+    from qcore.checkpoint.architectures import DecoderPlan
     from qcore.data.calibration import Calibration
 
 
@@ -48,17 +50,7 @@ def settle(
 ) -> Job:
     """Every refusal that needs no work comes from here."""
     _require_original(model)
-    # The format depends on the layers' grids, and the type of their scales on the format.
-    grids = assign(recipe, model.plan, "float16").exceptions
-    chosen = choose_format(format, recipe.bits, recipe.symmetric, grids.values())
-    assignment = assign(recipe, model.plan, chosen.scale_dtype(model.dtype), chosen)
-    widths = {linear.name: linear for linear in model.plan.linears}
-    chosen.check(
-        {
-            name: (spec, widths[name].out_features, widths[name].in_features)
-            for name, spec in assignment.specs.items()
-        }
-    )
+    chosen, assignment = layout(recipe, model.plan, model.dtype, format)
     if recipe.needs_data:
         require_gradients(model, recipe)
     calibration = _mixture(model, recipe, _calibration(model, recipe, calib), generic)
@@ -70,6 +62,53 @@ def settle(
         warn(assignment.regrouped, "GROUP_RAGGED")
     warn_of_running_threads()
     return job
+
+
+def layout(recipe: Recipe, plan: DecoderPlan, dtype: str, format: str) -> tuple[Format, Assignment]:
+    """The format, and the grids that it holds.
+
+    awq has one group size for the whole file. Where "auto" means it and that size would not be the
+    one asked for, gptq_v2 is taken, whose last groups may be short.
+    """
+    # The format depends on the layers' grids, and the type of their scales on the format.
+    asked = assign(recipe, plan, "float16")
+    chosen = choose_format(format, recipe.bits, recipe.symmetric, asked.exceptions.values())
+    assignment = assign(recipe, plan, chosen.scale_dtype(dtype), chosen)
+    if format == "auto" and chosen.one_group_size and not _same_groups(plan, asked, assignment):
+        other = FORMATS["gptq_v2"]
+        found = assign(recipe, plan, other.scale_dtype(dtype), other)
+        size = assignment.default.group_size
+        with contextlib.suppress(RecipeError):
+            other.check(_shapes(plan, found))
+            told = (
+                f"{found.regrouped.removesuffix('.')}; the format is gptq_v2, since awq would give "
+                f"every layer {'whole rows' if size == -1 else f'groups of {size}'}."
+            )
+            return other, replace(found, regrouped=told)
+    chosen.check(_shapes(plan, assignment))
+    return chosen, assignment
+
+
+def _same_groups(plan: DecoderPlan, one: Assignment, other: Assignment) -> bool:
+    """Whether the layers' groups are as wide in both."""
+    return all(
+        one.specs[linear.name].resolved_group_size(linear.in_features)
+        == other.specs[linear.name].resolved_group_size(linear.in_features)
+        for linear in plan.linears
+        if linear.name in one.specs
+    )
+
+
+def _shapes(plan: DecoderPlan, assignment: Assignment) -> dict[str, LayerShape]:
+    return {
+        linear.name: (
+            assignment.specs[linear.name],
+            linear.out_features,
+            linear.in_features,
+        )
+        for linear in plan.linears
+        if linear.name in assignment.specs
+    }
 
 
 def _require_original(model: Model) -> None:

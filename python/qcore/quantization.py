@@ -53,8 +53,8 @@ def quantize(
         generic: text of another domain, for a recipe with a `generic_share`.
         choice: what the recipe was chosen from (`Choice.record()`), kept in the record.
         out: the artifact's folder; must not exist unless `overwrite`.
-        format: "auto" (awq for 4 bits asymmetric, gptq for symmetric, gptq_v2 otherwise), "gptq",
-            "gptq_v2", "awq", "ct".
+        format: "auto" (awq for 4 bits asymmetric where the group size fits, gptq for symmetric,
+            gptq_v2 otherwise), "gptq", "gptq_v2", "awq", "ct".
         overwrite: replace an existing artifact, in one step, when the new one is complete and
             verified.
         progress: "auto", "bar", "log", "json", "none", or a callable that takes each event.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import qcore
-from qcore import _core
+from qcore import _core, job
 from qcore.errors import MissingInputError, NumericalError, OutputError, QcoreError, RecipeError
 from qcore.recipe import Recipe
 
@@ -303,6 +304,33 @@ def test_recipes_that_cannot_be_met_are_refused(one_block, conversations, tmp_pa
         RecipeError,
         lambda: run(one_block, tmp_path / "out", recipe, conversations, format="ct"),
     )
+
+
+def layout(recipe: Recipe, *widths: int, format: str = "auto"):
+    plan = SimpleNamespace(
+        linears=[
+            SimpleNamespace(name=f"layer{width}", in_features=width, out_features=64)
+            for width in widths
+        ]
+    )
+    return job.layout(recipe, plan, "bfloat16", format)
+
+
+def test_auto_takes_short_groups_rather_than_small_ones_everywhere():
+    chosen, found = layout(Recipe(), 512, 1024, 720)
+    assert chosen.name == "gptq_v2"
+    assert {spec.group_size for spec in found.specs.values()} == {128}
+    assert "the last group of a row has 80 inputs" in found.regrouped
+    assert found.regrouped.endswith(
+        "; the format is gptq_v2, since awq would give every layer groups of 16."
+    )
+    chosen, found = layout(Recipe(), 512, 1024, 720, format="awq")
+    assert (chosen.name, found.default.group_size) == ("awq", 16)
+    # awq where its size is the one asked for, or the layer is no wider.
+    assert layout(Recipe(), 512, 1024)[0].name == "awq"
+    assert layout(Recipe(group_size=128), 64)[0].name == "awq"
+    # Rows of 100 codes fill no whole words of gptq_v2.
+    assert layout(Recipe(), 512, 100)[0].name == "awq"
 
 
 def test_low_bit_refusal_shows_the_damage_of_rounding(one_block, conversations, tmp_path):
