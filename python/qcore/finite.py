@@ -1,13 +1,39 @@
-"""A look for NaN and infinity, slice by slice."""
+"""Values that no arithmetic follows from: a look for NaN and infinity, and overflows with the layer's name."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 
 from qcore.errors import NumericalError, escaped
-from qcore.spec import Array
+from qcore.spec import Array, Float32Array
 
 _SLICE_VALUES = 1 << 20
+_MOST_NAMED = 6
+
+
+@contextmanager
+def overflow_of(weights: Mapping[str, Float32Array]) -> Iterator[None]:
+    """Gives an overflow of scales that comes from inside the names of its layers, the one with the
+    largest weight first, and a remedy that a recipe has.
+    """
+    try:
+        yield
+    except NumericalError as error:
+        if error.code != "SCALE_OVERFLOW":
+            raise
+        layers = sorted(weights, key=lambda name: -float(np.abs(weights[name]).max()))
+        found = error.message.split(". Use ")[0]  # the compiled core speaks of QuantSpec
+        more = f" and {len(layers) - _MOST_NAMED} more" if len(layers) > _MOST_NAMED else ""
+        raise NumericalError(
+            f"{', '.join(map(escaped, layers[:_MOST_NAMED]))}{more}: {found}.",
+            code=error.code,
+            where=escaped(layers[0]),
+            remedy=f"Leave the layer as it is (--keep '{escaped(layers[0])}', or an override with "
+            'keep = true), or use format "ct", whose scales have the model\'s own dtype.',
+        ) from error
 
 
 def require_finite(array: Array, name: str) -> None:

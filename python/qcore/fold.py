@@ -19,6 +19,7 @@ import numpy as np
 from qcore import _core
 from qcore.checkpoint.architectures import BlockPlan, Fold, LinearPlan, NormPlan
 from qcore.errors import NumericalError
+from qcore.finite import overflow_of
 from qcore.layers import Hessian
 from qcore.spec import Array, Float32Array, QuantSpec
 
@@ -78,7 +79,8 @@ def fold_block(
             continue
         spec = specs[fold.consumers[0].name]
         judged = _judged_weights(plan, fold, block.weights)
-        found = _searched(fold, judged, hessians[fold.tap], spec)
+        with overflow_of({x.name: block.weights[x.name] for x in fold.consumers}):
+            found = _searched(fold, judged, hessians[fold.tap], spec)
         entry["ratio"], entry["loss"], entry["identity_loss"] = (
             found["ratio"],
             found["loss"],

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from qcore import _core
 from qcore.errors import NumericalError
-from qcore.finite import require_finite
+from qcore.finite import overflow_of, require_finite
 from qcore.fold import BlockWeights, fold_block
 from qcore.layers import Hessian
 from qcore.recipe import Recipe
@@ -111,7 +111,8 @@ def solve_block(
         for linear in linears:
             weight = finite_weight(block.weight(linear.name), linear.name)
             grid = specs[linear.name].grid_arguments(linear.in_features)
-            codes = _rounded(weight, None, recipe, grid)
+            with overflow_of({linear.name: weight}):
+                codes = _rounded(weight, None, recipe, grid)
             solved.layers[linear.name] = QuantizedLinear(*codes, spec=specs[linear.name])
             solved.reports.append({"layer": linear.name, "loss": None})
         return solved
@@ -158,7 +159,8 @@ def _round_tap(
     """The layers of an expert without statistics, by the recipe's own leave (experts = "rtn")."""
     for linear in readers:
         spec = specs[linear.name]
-        codes = _core.rtn(weights[linear.name], **spec.grid_arguments(linear.in_features))
+        with overflow_of({linear.name: weights[linear.name]}):
+            codes = _core.rtn(weights[linear.name], **spec.grid_arguments(linear.in_features))
         solved.layers[linear.name] = QuantizedLinear(*codes, spec=spec)
         solved.reports.append({"layer": linear.name, "loss": None, "rounded": "too few tokens"})
 
@@ -211,17 +213,21 @@ class _BlockSolver:
             self.solved.reports.append(report)
             if not factors:
                 searched = recipe.scale_search != "auto" or linear.role in NEVER_CLIPPED
-                if recipe.method == "awq" and recipe.clip and not searched:
-                    codes = _core.rtn_clipped(weight, hessian, **grid)
-                else:
-                    codes = _rounded(weight, hessian, recipe, grid)
+                with overflow_of({linear.name: weight}):
+                    if recipe.method == "awq" and recipe.clip and not searched:
+                        codes = _core.rtn_clipped(weight, hessian, **grid)
+                    else:
+                        codes = _rounded(weight, hessian, recipe, grid)
                 self._finish(linear.name, weight, codes, form, report)
                 continue
             factor = factors[grid["group_size"]]
             _report_factor(factor, report)
             if factor.failed:
                 report["fallback"] = "rtn"
-                codes = _core.rtn_weighted(weight, np.ascontiguousarray(np.diag(hessian)), **grid)
+                with overflow_of({linear.name: weight}):
+                    codes = _core.rtn_weighted(
+                        weight, np.ascontiguousarray(np.diag(hessian)), **grid
+                    )
                 self._finish(linear.name, weight, codes, form, report)
                 continue
             target = weight
@@ -250,12 +256,13 @@ class _BlockSolver:
             spec, size = self.specs[waiting[0].name], waiting[0].factor.group_size
             same = [w for w in waiting if (self.specs[w.name], w.factor.group_size) == (spec, size)]
             waiting = [w for w in waiting if w not in same]
-            found = _core.gptq(
-                [w.target for w in same],
-                [w.factor for w in same],
-                **spec.grid_arguments(same[0].factor.in_features),
-                scale_search=self.recipe.scale_rule,
-            )
+            with overflow_of({w.name: w.target for w in same}):
+                found = _core.gptq(
+                    [w.target for w in same],
+                    [w.factor for w in same],
+                    **spec.grid_arguments(same[0].factor.in_features),
+                    scale_search=self.recipe.scale_rule,
+                )
             for w, (codes, error) in zip(same, found, strict=True):
                 # The solver's own loss is that of its target.
                 known = error if w.target is w.weight else None

@@ -252,6 +252,36 @@ def test_a_damaged_tensor_is_named_rather_than_what_it_spoils(
     assert (caught.value.code, caught.value.where) == ("VALUE_NAN", name)
 
 
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [
+        ("rtn", "self_attn.v_proj"),
+        ("gptq", "self_attn.k_proj"),
+        ("awq", "mlp.up_proj"),
+        ("awq", "self_attn.o_proj"),
+    ],
+)
+def test_a_layer_that_overflows_its_scales_is_named_with_what_to_do(
+    cut_model, conversations, tmp_path, method, part
+):
+    layer = f"model.layers.0.{part}"
+
+    def inflate(tensors):
+        tensors[f"{layer}.weight"] = tensors[f"{layer}.weight"].copy()
+        tensors[f"{layer}.weight"][3, 5] = 70000.0
+
+    model = cut_model(tmp_path / "model", change=inflate)
+    recipe = Recipe(method=method, **SMALL)
+    with pytest.raises(NumericalError, match=r"more than float16 holds \(65504\)\.") as caught:
+        run(model, tmp_path / "out", recipe, conversations)
+    error = caught.value
+    assert (error.code, error.where) == ("SCALE_OVERFLOW", layer)
+    assert error.message.startswith(layer)
+    assert "scale_dtype" not in str(error)
+    assert f"--keep '{layer}'" in error.remedy
+    run(model, tmp_path / "kept", recipe.with_(layers=layer, keep=True), conversations)
+
+
 def test_overflowing_activation_is_named(cut_model, conversations, tmp_path):
     def inflate(tensors):
         for part in ("gate_proj", "up_proj"):
