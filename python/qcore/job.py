@@ -50,6 +50,7 @@ def settle(
 ) -> Job:
     """Every refusal that needs no work comes from here."""
     _require_original(model)
+    _require_share(recipe, generic)
     chosen, assignment = layout(recipe, model.plan, model.dtype, format)
     if recipe.needs_data:
         require_gradients(model, recipe)
@@ -111,6 +112,16 @@ def _shapes(plan: DecoderPlan, assignment: Assignment) -> dict[str, LayerShape]:
     }
 
 
+def _require_share(recipe: Recipe, generic: object) -> None:
+    if generic is not None and not recipe.generic_share:
+        raise RecipeError(
+            "Generic text is given, and generic_share is 0: none of it would be used.",
+            code="RECIPE_CONFLICT",
+            remedy="Use --generic-share 0.25 (in a recipe, generic_share = 0.25), or leave the "
+            "generic text out.",
+        )
+
+
 def _require_original(model: Model) -> None:
     if isinstance(model, Artifact):
         found = model.quantization
@@ -159,13 +170,16 @@ def _mixture(
     """The calibration set with its share of generic text; one that is mixed already stays."""
     from qcore.data.calibration import Calibration
 
-    if calibration is None or not recipe.generic_share or "generic_samples" in calibration.card:
+    if calibration is None or "generic_samples" in calibration.card:
+        return calibration
+    if not round(recipe.generic_share * len(calibration)):
         return calibration
     if generic is None:
         raise MissingInputError(
-            f"generic_share is {recipe.generic_share:g}, and there is no generic text.",
+            f"generic_share is {recipe.generic_share:g}, and there is no generic text to mix in.",
             code="CALIB_MISSING",
-            remedy="Pass --generic FILE, or use generic_share = 0.",
+            remedy="Pass --generic FILE (a trial judges some of its texts and mixes in the rest), or "
+            "use generic_share = 0.",
         )
     other = Calibration.build(
         generic,

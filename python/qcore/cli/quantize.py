@@ -22,7 +22,7 @@ DONE_WITH_FALLBACKS = 4
 RECIPE_FLAGS = (
     *("method", "bits", "group_size", "symmetric", "scale_search", "act_order", "damp_ratio"),
     *("propagate", "experts"),
-    *("n_samples", "max_length", "seed", "allow_fallback", "allow_low_bits"),
+    *("n_samples", "max_length", "generic_share", "seed", "allow_fallback", "allow_low_bits"),
 )
 
 
@@ -33,7 +33,11 @@ RECIPE_FLAGS = (
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--calib", type=click.Path(path_type=Path), help="Your conversations: JSONL or text.")
-@click.option("--generic", type=click.Path(path_type=Path), help="Text of another domain.")
+@click.option(
+    "--generic",
+    type=click.Path(path_type=Path),
+    help="Text of another domain, for --generic-share or --choose.",
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the artifact.")
 @click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML or JSON.")
 @click.option("--method", type=click.Choice(["rtn", "gptq", "awq", "awq+gptq"]), help="[gptq]")
@@ -77,6 +81,9 @@ RECIPE_FLAGS = (
 )
 @click.option("--n-samples", type=int, help="Calibration samples. [256]")
 @click.option("--max-length", type=int, help="Tokens per sample. [2048]")
+@click.option(
+    "--generic-share", type=float, help="Share of the samples taken from the generic text. [0]"
+)
 @click.option(
     "--shape", type=click.Choice(["messages", "text", "token_ids"]), help="Take only such rows."
 )
@@ -191,7 +198,8 @@ def _run(shared: Shared, files: Files, recipe: Recipe) -> int:
             model,
             recipe,
             calib=calibration,
-            generic=files.generic,
+            # A set that was chosen has its share of it already.
+            generic=None if files.choose else files.generic,
             out=files.out,
             choice=None if choice is None else choice.record(),
             format=files.format,
@@ -321,6 +329,7 @@ def _python(
         chosen = {**options, "out": evidence}
         lines.append(python_call("qc.choose", arguments, chosen, result="choice"))
         arguments = ["m", "choice.recipe", "calib=choice.calibration", "choice=choice.record()"]
+        options["generic"] = None
     options |= {"out": str(files.out) if files.out else None, "overwrite": files.overwrite or None}
     lines.append(python_call("qc.quantize", arguments, options, result="artifact"))
     return "\n".join(lines)

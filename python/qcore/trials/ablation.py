@@ -46,6 +46,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "propagate corrected": {"propagate": "corrected", "correction": 1.0},
     "awq": {"method": "awq", **_NOT_GPTQ},
     "awq+gptq": {"method": "awq+gptq"},
+    # Last, so that it is a row of its own for other methods only.
+    "gptq": {"method": "gptq", "scale_search": "auto"},
 }
 
 
@@ -101,7 +103,7 @@ def ablate(
         trials = Trials(opened, texts, format, journal, report)
         result = Ablation(
             model=escaped(opened.path.name, 200),
-            rows=trials.run({name: (r, calibration) for name, r in recipes.items()}),
+            rows=trials.run(recipes, lambda _: calibration),
             texts=trials.described(),
             settings={"format": format, "calibration": calibration.sha256},
         )
@@ -134,12 +136,18 @@ def recipes_of(recipe: Recipe, changes: Mapping[str, Mapping[str, Any]]) -> dict
 def _effective(recipe: Recipe) -> Recipe:
     """The same for recipes that give the same codes."""
     plain = Recipe()
-    if "gptq" in recipe.method:
-        recipe = replace(recipe, scale_search=recipe.scale_rule)
-    else:
+    # Only awq's own minmax may be clipped; elsewhere "auto" is another name of a rule.
+    clips = recipe.method == "awq" and recipe.scale_search == "auto" and recipe.clip
+    recipe = replace(recipe, clip=clips, scale_search="auto" if clips else recipe.scale_rule)
+    if "gptq" not in recipe.method:
         recipe = replace(recipe, act_order=plain.act_order, damp_ratio=plain.damp_ratio)
     if not recipe.needs_data:
-        recipe = replace(recipe, token_weights=plain.token_weights, propagate=plain.propagate)
+        recipe = replace(
+            recipe,
+            token_weights=plain.token_weights,
+            propagate=plain.propagate,
+            generic_share=plain.generic_share,
+        )
     if recipe.propagate != "corrected":
         recipe = replace(recipe, correction=plain.correction)
     return recipe
@@ -172,6 +180,9 @@ def judged_texts(
 ) -> tuple[Calibration, Calibration | None, dict[str, Calibration]]:
     """The calibration set without the conversations that are held out, up to `n_mixed` generic
     samples to mix in, and the texts to judge.
+
+    Where there are fewer conversations than both want, a third at most is held out, and a warning
+    says what is left. Generic text is judged first: what is mixed in is what remains.
     """
     from qcore.data.calibration import Calibration
 
@@ -191,8 +202,11 @@ def judged_texts(
         n_samples=recipe.n_samples + n_held_out,
         max_length=recipe.max_length,
         seed=recipe.seed,
+        few_samples=True,  # counted below, without those that are held out
     )
-    calibration, held_out = whole.split(n_held_out, seed=recipe.seed)
+    most = max(len(whole) - recipe.n_samples, len(whole) // 3, 1)
+    calibration, held_out = whole.split(min(n_held_out, most), seed=recipe.seed)
+    _warn_of_few(recipe, calibration, held_out)
     texts = {HELD_OUT: held_out}
     mixed_in: Calibration | None = None
     if generic is not None:
@@ -204,9 +218,23 @@ def judged_texts(
             seed=recipe.seed,
             few_samples=True,
         )
-        if n_mixed:
+        if n_mixed and len(texts[GENERIC]) > n_held_out:
             mixed_in, texts[GENERIC] = texts[GENERIC].split(n_held_out, seed=recipe.seed)
     return calibration, mixed_in, texts
+
+
+def _warn_of_few(recipe: Recipe, calibration: Calibration, held_out: Calibration) -> None:
+    from qcore.data.calibration import FEW_SAMPLES
+
+    left, whole = len(calibration), len(calibration) + len(held_out)
+    if left >= FEW_SAMPLES and left >= min(recipe.n_samples, whole):
+        return
+    noisy = f"; fewer than {FEW_SAMPLES} make noisy statistics" if left < FEW_SAMPLES else ""
+    warn(
+        f"CALIB_TOO_SMALL: {len(held_out)} of {whole} conversations are held out to judge recipes; "
+        f"{left} are left to calibrate on, {recipe.n_samples} wanted{noisy}. Add data.",
+        "CALIB_TOO_SMALL",
+    )
 
 
 def write_result(folder: Path, name: str, result: Comparison) -> None:

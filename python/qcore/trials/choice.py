@@ -117,15 +117,18 @@ def choose(
         folder = None if out is None else Path(out)
         journal = Journal(None if folder is None else folder / "journal.jsonl")
         trials = Trials(opened, texts, format, journal, report)
-        sets = {
-            name: calibration if mixed_in is None else calibration.mixed(mixed_in, r.generic_share)
-            for name, r in recipes.items()
-        }
-        rows = trials.run({name: (r, sets[name]) for name, r in recipes.items()})
+
+        def calibration_of(tried: Recipe) -> Calibration:
+            if mixed_in is None:
+                return calibration
+            return calibration.mixed(mixed_in, tried.generic_share)
+
+        rows = trials.run(recipes, calibration_of)
         settings = {"format": format, "calibration": calibration.sha256}
         compared = Comparison(escaped(opened.path.name, 200), rows, trials.described(), settings)
         chosen = _best(compared)
-        result = Choice(**vars(compared), chosen=chosen, calibration=sets[rows[chosen].name])
+        taken = calibration_of(rows[chosen].recipe)
+        result = Choice(**vars(compared), chosen=chosen, calibration=taken)
         if folder is not None:
             write_result(folder, "choice", result)
     for text in result.warnings:

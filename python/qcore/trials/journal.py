@@ -15,7 +15,8 @@ from qcore.errors import OutputError
 class Journal:
     """One JSON object a line: a key that holds all the piece depends on, and the piece.
 
-    A line that was cut by a crash is dropped.
+    A last line that was cut by a crash is dropped. Whole lines that are no pieces stay and count for
+    nothing.
 
     Args:
         path: the file; None keeps nothing.
@@ -31,7 +32,7 @@ class Journal:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+            *lines, torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
         except OSError as error:
             raise OutputError(
                 f"{path} cannot be written: {error.strerror}.",
@@ -39,15 +40,12 @@ class Journal:
                 where=str(path),
                 remedy="Choose another --out.",
             ) from error
-        whole = 0
         for line in lines:
             piece = _parsed(line)
-            if piece is None:
-                break
-            self._pieces[piece["key"]] = piece["value"]
-            whole += len(line)
-        if whole < sum(map(len, lines)):
-            os.truncate(path, whole)
+            if piece is not None:
+                self._pieces[piece["key"]] = piece["value"]
+        if torn:
+            os.truncate(path, path.stat().st_size - len(torn))
 
     def find(self, key: str) -> Any:
         """The piece of this key, or None."""
@@ -71,11 +69,10 @@ def key_of(*parts: object) -> str:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """The object of a whole line."""
-    if not line.endswith(b"\n"):
-        return None
+    """The object of a line; None when it is no piece."""
     try:
         piece = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return piece if isinstance(piece, dict) and {"key", "value"} <= piece.keys() else None
+    whole = isinstance(piece, dict) and "value" in piece and isinstance(piece.get("key"), str)
+    return piece if whole else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,31 +37,41 @@ class Trials:
     journal: Journal
     report: Progress
 
-    def run(self, recipes: Mapping[str, tuple[Recipe, Calibration]]) -> tuple[Row, ...]:
+    def run(
+        self, recipes: Mapping[str, Recipe], calibration_of: Callable[[Recipe], Calibration]
+    ) -> tuple[Row, ...]:
         """One row for each recipe; the first must succeed, a failure of another is told in its row."""
         judge = RecipeJudge(self.model, self.texts)
         shared = [__version__, _core.active_backend(), self.format, self.model.checkpoint.digests()]
         shared.append({name: text.sha256 for name, text in self.texts.items()})
         rows: list[Row] = []
-        for name, (recipe, calibration) in recipes.items():
+        for name, recipe in recipes.items():
             self.report({"event": "recipe", "index": len(rows), "of": len(recipes), "name": name})
-            changed = {name: mine for name, (mine, _) in recipe.diff(Recipe()).items()}
-            key = key_of(*shared, calibration.sha256, changed)
-            found = self.journal.find(key)
-            if found is not None:
-                rows.append(Row(name, recipe, Trial.from_dict(found)))
-                continue
             try:
-                trial = judge.trial(recipe, calibration, format=self.format, report=self.report)
+                calibration = calibration_of(recipe)
+                changed = {name: mine for name, (mine, _) in recipe.diff(Recipe()).items()}
+                key = key_of(*shared, calibration.sha256, changed)
+                trial = self._kept(key)
+                if trial is None:
+                    trial = judge.trial(recipe, calibration, format=self.format, report=self.report)
+                    self.journal.add(key, trial.to_dict())
             except QcoreError as error:
                 if not rows:
                     raise
                 rows.append(Row(name, recipe, None, f"{error.code}: {error.message}"))
                 continue
-            self.journal.add(key, trial.to_dict())
             rows.append(Row(name, recipe, trial))
         self.report({"event": "recipe", "index": len(rows), "of": len(recipes)})
         return tuple(rows)
+
+    def _kept(self, key: str) -> Trial | None:
+        """The journal's trial; a piece that lacks something counts as not found."""
+        piece = self.journal.find(key)
+        try:
+            trial = Trial.from_dict(piece)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+        return trial if trial.scores.keys() == self.texts.keys() else None
 
     def described(self) -> dict[str, dict[str, Any]]:
         """The judged texts, for the result."""

@@ -175,6 +175,23 @@ def test_choose_takes_a_candidate_and_keeps_what_was_found(
     assert qcore.open(out).record == record
 
 
+def test_generic_text_is_mixed_in_by_its_share_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "w4"
+    arguments = ["quantize", MODEL, *QUICK, "--generic", HELD_OUT, "-o", str(out), "--quiet"]
+    assert printed(capsys, arguments, status=3)["code"] == "RECIPE_CONFLICT"
+    assert not out.exists()
+    printed(capsys, [*arguments, "--generic-share", "0.5"])
+    record = qcore.open(out).record
+    assert record["recipe"]["generic_share"] == 0.5
+    assert record["calibration"]["n_samples"] == 4
+    assert main([*arguments, "--choose", "--print-python"]) == 0
+    choose, quantize = capsys.readouterr().out.splitlines()[-2:]
+    assert "generic=" in choose
+    assert "generic=" not in quantize
+
+
 def test_ablate_prints_rows_and_refuses_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from qcore.trials import ablation
 from qcore.trials.comparison import Comparison, Row
 from qcore.trials.journal import Journal
 from qcore.trials.judge import RecipeJudge, TextScore, Trial
+from qcore.trials.run import Trials
 
 ASSETS = Path(qcore.__file__).parent / "assets"
 MODEL = ASSETS / "helpdesk6m"
@@ -163,6 +164,15 @@ def test_every_row_changes_something_and_none_twice():
     assert "signed_scales off" not in ablation.recipes_of(Recipe(), ablation.CHANGES)
     assert "signed_scales off" in ablation.recipes_of(Recipe(symmetric=True), ablation.CHANGES)
     assert "damp_ratio 0.03" not in ablation.recipes_of(Recipe(), ablation.CHANGES)
+    rtn = ablation.recipes_of(Recipe(method="rtn"), ablation.CHANGES)
+    assert rtn["gptq"] == Recipe()
+    assert "scale_search minmax" not in rtn
+    assert "rounding" not in rtn
+    awq = ablation.recipes_of(Recipe(method="awq"), ablation.CHANGES)
+    assert {"gptq", "awq+gptq", "rounding", "scale_search minmax"} <= awq.keys()
+    plain = ablation.recipes_of(Recipe(scale_search="mse"), ablation.CHANGES)
+    assert "gptq" not in plain
+    assert "scale_search conditional" in plain
     # Correction needs GPTQ: rows of other methods fall back to the quantized inputs.
     awq = ablation.recipes_of(Recipe(propagate="corrected"), ablation.CHANGES)["awq"]
     assert awq.propagate == "quantized"
@@ -173,12 +183,28 @@ def test_every_row_changes_something_and_none_twice():
     [
         ({"only": ["rounded"]}, ArgumentError, "No row is named 'rounded'"),
         ({"n_held_out": 0}, ArgumentError, "n_held_out is 0"),
-        ({"n_held_out": 16}, QcoreError, "16 of 16 samples cannot be held out"),
     ],
 )
 def test_refuses_what_cannot_be_judged(model, rows, options, error, match):
     with pytest.raises(error, match=match):
         ablate(model, rows[:16], **options)
+
+
+def test_one_conversation_is_not_enough(model, rows):
+    with pytest.raises(QcoreError, match="1 of 1 samples cannot be held out"):
+        ablate(model, rows[:1])
+
+
+def test_few_conversations_are_shared_out_and_what_is_left_is_told(model, rows):
+    with pytest.warns(QcoreWarning) as caught:
+        calibration, _, texts = ablation.judged_texts(model, Recipe(max_length=64), rows, None, 32)
+    (told,) = [str(w.message) for w in caught if w.message.code == "CALIB_TOO_SMALL"]
+    assert "8 of 24 conversations are held out to judge recipes; 16 are left" in told
+    assert (len(calibration), len(texts["held-out"])) == (16, 8)
+    # What the recipe does not want may be held out.
+    with pytest.warns(QcoreWarning, match="12 are left to calibrate on, 12 wanted"):
+        calibration, _, texts = ablation.judged_texts(model, SMALL, rows, None, 32)
+    assert (len(calibration), len(texts["held-out"])) == (12, 12)
 
 
 def test_refuses_to_run_without_data(model):
@@ -215,6 +241,32 @@ def test_a_gain_inside_that_costs_outside_is_warned_of(rng):
     assert len(found) == 1
     assert found[0].startswith("fits the domain: KL -0.05")
     assert Comparison("tiny", rows, {"held-out": {}}, {}).warnings == ()
+
+
+def test_a_journal_keeps_lines_that_are_not_its_own(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    theirs = b'{"note": "mine"}\nplain text\xff\n{"key": [], "value": 1}\n'
+    path.write_bytes(theirs)
+    Journal(path).add("a", {"b": 1})
+    piece = path.read_bytes().removeprefix(theirs)
+    assert json.loads(piece) == {"key": "a", "value": {"b": 1}}
+    with path.open("ab") as file:
+        file.write(b'{"key": "torn')
+    assert Journal(path).find("a") == {"b": 1}
+    assert path.read_bytes() == theirs + piece
+
+
+@pytest.mark.parametrize("piece", [{}, {"scores": {}}, {"scores": {"held-out": {}}}, 3, None])
+def test_a_piece_that_lacks_something_is_not_found(rng, model, piece):
+    journal = Journal(None)
+    trial = trial_of(rng, 0.1, 0.2)
+    journal.add("whole", trial.to_dict())
+    journal.add("not", piece)
+    texts = dict.fromkeys(trial.scores)
+    trials = Trials(model, texts, "auto", journal, reporter("none"))
+    assert trials._kept("whole").to_dict() == trial.to_dict()
+    assert trials._kept("not") is None
+    assert trials._kept("never added") is None
 
 
 def test_scores_survive_the_journal(rng, tmp_path):

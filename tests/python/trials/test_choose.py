@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import qcore
-from qcore.errors import MissingInputError, QcoreError, QcoreWarning
+from qcore.errors import MissingInputError, QcoreError, QcoreWarning, RecipeError
 from qcore.recipe import Recipe
 from qcore.trials import choice as choosing
 from qcore.trials.comparison import Comparison, Row
@@ -156,6 +156,19 @@ def test_a_share_of_nothing_leaves_the_set_as_it_is(model, rows):
     assert own.mixed(generic, 0.1) is own
 
 
+@pytest.mark.parametrize(("n_generic", "why"), [(3, "no generic text"), (6, "generic text has 2")])
+def test_too_little_generic_text_is_told_in_the_row_that_wants_it(model, rows, n_generic, why):
+    choice = choose(model, rows, generic=GENERIC[:n_generic])
+    assert [row.trial is not None for row in choice.rows] == [True, True, False]
+    assert why in choice.rows[2].error
+
+
+def test_rounding_has_nothing_to_mix_in():
+    changes = {"share": {"generic_share": 0.25}}
+    assert list(choosing.recipes_of(Recipe(method="rtn"), changes)) == ["recipe"]
+    assert list(choosing.recipes_of(Recipe(), changes)) == ["recipe", "share"]
+
+
 def test_quantize_mixes_generic_text_in(model, rows, tmp_path):
     recipe = SMALL.with_(generic_share=0.5)
     artifact = qcore.quantize(
@@ -166,6 +179,15 @@ def test_quantize_mixes_generic_text_in(model, rows, tmp_path):
     assert shas[0] != shas[1]
     assert artifact.record["calibration"]["n_samples"] == 12
     assert artifact.record["choice"] is None
+
+
+def test_refuses_generic_text_that_no_share_is_taken_of(model, rows, tmp_path):
+    with pytest.raises(RecipeError, match="generic_share is 0") as caught:
+        qcore.quantize(
+            model, SMALL, calib=rows, generic=GENERIC, out=tmp_path / "out", progress="none"
+        )
+    assert caught.value.code == "RECIPE_CONFLICT"
+    assert not list(tmp_path.iterdir())
 
 
 def test_refuses_a_share_of_text_that_is_not_there(model, rows, tmp_path):
