@@ -42,7 +42,14 @@ def recipe(**changes):
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("fmt", ["awq", "gptq_v2", "ct"])
+@pytest.mark.parametrize(
+    "fmt",
+    [
+        pytest.param("awq", marks=pytest.mark.slow),
+        "gptq_v2",
+        pytest.param("ct", marks=pytest.mark.slow),
+    ],
+)
 def test_every_method_gives_an_artifact_near_the_original(
     models, conversations, held_out, tmp_path, kind, method, fmt
 ):

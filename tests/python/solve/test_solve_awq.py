@@ -92,6 +92,7 @@ def test_bytes_depend_on_neither_backend_nor_threads(backend, threads, rng):
     assert found["identity_loss"] == expected["identity_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [3, 4])
 @pytest.mark.parametrize("rows", [(1500,), (1300, 200, 40)])
 @pytest.mark.parametrize(("K", "seed"), [*((64, seed) for seed in range(6)), (256, 0)])
@@ -114,6 +115,7 @@ def test_a_sample_of_rows_chooses_as_well_as_all_of_them(K, seed, rows, bits):
     assert abs(found["identity_loss"] / losses[0] - 1) <= spread
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("period", [4, 16, 128])
 def test_a_period_of_the_rows_does_not_bend_the_losses(period, rng):
     """4096 rows are 1024 x 4 and 256 x 16: an even stride would see one kind of row alone."""
