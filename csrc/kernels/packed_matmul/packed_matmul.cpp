@@ -251,6 +251,9 @@ class Panels {
   Multiply multiply_ = nullptr;
 };
 
+using Function = void (*)(const PackedMatmulArgs&);
+
+#if defined(__x86_64__)
 void run_panels(const PackedMatmulArgs& args, const PackedTiles& tiles) {
   std::vector<Panels> weights;
   std::vector<int64_t> out_features;
@@ -275,9 +278,6 @@ bool share_rows(const PackedWeightView& a, const PackedWeightView& b) {
   return a.group_size == b.group_size && a.has_table == b.has_table;
 }
 
-using Function = void (*)(const PackedMatmulArgs&);
-
-#if defined(__x86_64__)
 void run(const PackedMatmulArgs& args, const PackedTiles& tiles) {
   PackedMatmulArgs part = args;
   const PackedProduct* end = args.products + args.n_products;
