@@ -127,34 +127,20 @@ def collect_with_experts(
 
 def coverage_warnings(coverage: Sequence[ExpertCoverage]) -> list[dict[str, str]]:
     """Warns of experts with few tokens; the same for the record."""
-    told = []
+    few = f"fewer than {FEWEST_TOKENS} calibration tokens"
+    thin = f"fewer than {ENOUGH_TOKENS_PER_CHANNEL:g} calibration tokens per input channel"
     rounded = [f"{c.name}.{e} ({c.tokens[e]})" for c in coverage for e in c.rounded]
-    if rounded:
-        told.append(
-            (
-                "EXPERT_UNCALIBRATED",
-                f"{_counted(rounded)} with fewer than {FEWEST_TOKENS} calibration tokens rounded "
-                f"plainly: {_named(rounded)}. Use more samples.",
-            )
-        )
     routed = [f"{c.name}.{e} ({c.tokens[e]})" for c in coverage for e in c.every_token]
-    if routed:
-        told.append(
-            (
-                "CALIB_THIN",
-                f"{_counted(routed)} with fewer than {FEWEST_TOKENS} calibration tokens quantized "
-                f"with the statistics of all tokens: {_named(routed)}. Use more samples.",
-            )
+    starved = [f"{c.name}.{e} ({c.ratios[e]:.2g})" for c in coverage for e in c.thin]
+    told = [
+        (code, f"{_counted(names)} with {what}: {_named(names)}. Use more samples.")
+        for code, names, what in (
+            ("EXPERT_UNCALIBRATED", rounded, f"{few} rounded plainly"),
+            ("CALIB_THIN", routed, f"{few} quantized with the statistics of all tokens"),
+            ("CALIB_THIN", starved, thin),
         )
-    thin = [f"{c.name}.{e} ({c.ratios[e]:.2g})" for c in coverage for e in c.thin]
-    if thin:
-        told.append(
-            (
-                "CALIB_THIN",
-                f"{_counted(thin)} with fewer than {ENOUGH_TOKENS_PER_CHANNEL:g} calibration tokens "
-                f"per input channel: {_named(thin)}. Use more samples.",
-            )
-        )
+        if names
+    ]
     for code, text in told:
         warn(text, code)
     return [{"code": code, "message": text} for code, text in told]
