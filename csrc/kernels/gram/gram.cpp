@@ -41,7 +41,8 @@ void gram_by_tiles(const GramArgs& args, const GramTiles& tiles) {
   strips.steps = divide_up(args.n_tokens, step_tokens);
   strips.stride = strips.steps * tiles.strip_columns + kPadWords;
   const int64_t count = divide_up(args.in_features, tiles.strip_columns);
-  const AlignedBuffer buffer(count * strips.stride * int64_t{sizeof(float)});
+  // Kept for the next chunk: fresh memory costs the system's clearing of it.
+  const AlignedBuffer& buffer = thread_scratch(count * strips.stride * int64_t{sizeof(float)});
   strips.words = buffer.as<float>();
   parallel_blocks(strips.steps, kPackSteps,
                   [&](int64_t begin, int64_t end) { tiles.pack(args, strips, begin, end); });
