@@ -12,11 +12,13 @@
 #include "base/error.h"
 #include "bind/arrays.h"
 #include "bind/bind.h"
+#include "bind/bind_spec.h"
 #include "bind/packed_weight.h"
 #include "model/backward.h"
 #include "model/block.h"
 #include "model/decoder.h"
 #include "model/loss.h"
+#include "model/parameter_gradient.h"
 
 namespace qcore::bind {
 namespace {
@@ -213,9 +215,38 @@ void set_gradient_taps(const TapMap& taps, model::BackwardArgs& args) {
   };
 }
 
+// One dimension, contiguous, float64, to be added to.
+double* as_sums(py::array array, const char* name, std::size_t length) {
+  as_vector<double>(array, name, static_cast<int64_t>(length));
+  return static_cast<double*>(array.mutable_data());
+}
+
+model::NormGradients norm_gradients_of(const model::BlockWeights& weights, const Norms& sums) {
+  model::NormGradients to;
+  const struct {
+    const char* role;
+    const model::NormWeight& norm;
+    double*& gradient;
+  } known[] = {{"attention_input", weights.attention_input, to.attention_input},
+               {"attention_output", weights.attention_output, to.attention_output},
+               {"mlp_input", weights.mlp_input, to.mlp_input},
+               {"mlp_output", weights.mlp_output, to.mlp_output},
+               {"query", weights.query, to.query},
+               {"key", weights.key, to.key}};
+  std::size_t found = 0;
+  for (const auto& [role, norm, gradient] : known) {
+    const auto given = sums.find(role);
+    if (given == sums.end()) continue;
+    gradient = as_sums(given->second, role, norm.size());
+    ++found;
+  }
+  if (found == sums.size()) return to;
+  throw ArgumentError("norm_gradients names a norm that no block has.");
+}
+
 py::tuple backward(const model::Block& self, const py::array& hidden, const py::array& gradient,
                    const py::array& lengths, const std::string& activations, const TapMap& taps,
-                   bool squared_norms, const OptionalArray& out) {
+                   bool squared_norms, const OptionalArray& out, const Norms& norm_gradients) {
   model::BackwardArgs args;
   args.hidden = as_matrix<float>(hidden, "hidden");
   args.out_gradient = as_matrix<float>(gradient, "gradient");
@@ -223,6 +254,7 @@ py::tuple backward(const model::Block& self, const py::array& hidden, const py::
   args.n_sequences = lengths.size();
   args.activations = parse(kActivations, "activations", activations);
   set_gradient_taps(taps, args);
+  args.norm_gradients = norm_gradients_of(self.weights(), norm_gradients);
   py::array result = out ? *out : new_array<float>({args.hidden.rows, args.hidden.columns});
   args.gradient = as_output_matrix<float>(result, "out");
   py::dict norms;
@@ -240,6 +272,21 @@ py::tuple backward(const model::Block& self, const py::array& hidden, const py::
     model::backward(self, args, backend);
   }
   return py::make_tuple(result, norms);
+}
+
+void add_scale_gradient(py::array gradient, const py::array& x, const py::array& y_gradient,
+                        const py::array& codes, const py::array& zeros, int64_t group_size) {
+  model::ScaleGradientArgs args;
+  args.x = as_any_matrix(x, "x");
+  args.y_gradient = as_matrix<float>(y_gradient, "y_gradient");
+  args.gradient = as_output_matrix<float>(gradient, "gradient");
+  args.group_size = group_size;
+  const int64_t out_features = args.y_gradient.columns;
+  args.codes = as_contiguous<uint8_t>(codes, "codes", out_features, args.x.columns);
+  args.zeros = as_contiguous<uint8_t>(zeros, "zeros", out_features, args.gradient.columns);
+  const Backend backend = active_backend();
+  const py::gil_scoped_release nogil;
+  model::add_scale_gradient(args, backend);
 }
 
 py::array_t<float> embed(const py::array& table, const py::array& token_ids, float scale) {
@@ -271,7 +318,11 @@ py::array_t<float> logits(const model::Head& self, const py::array& hidden,
   return result;
 }
 
-py::tuple run_loss(const model::Head& self, model::LossArgs& args) {
+py::tuple run_loss(const model::Head& self, model::LossArgs& args,
+                   const OptionalArray& norm_gradient) {
+  if (norm_gradient) {
+    args.norm_gradient = as_sums(*norm_gradient, "norm_gradient", self.norm.size());
+  }
   auto gradient = new_array<float>({args.hidden.rows, args.hidden.columns});
   auto losses = new_array<double>({args.hidden.rows});
   args.gradient = matrix_view(gradient.mutable_data(), args.hidden.rows, args.hidden.columns);
@@ -285,22 +336,23 @@ py::tuple run_loss(const model::Head& self, model::LossArgs& args) {
 }
 
 py::tuple own_loss(const model::Head& self, const py::array& hidden, const py::array& draws,
-                   const std::string& activations) {
+                   const std::string& activations, const OptionalArray& norm_gradient) {
   model::LossArgs args;
   args.hidden = as_matrix<float>(hidden, "hidden");
   args.draws = as_vector<double>(draws, "draws", args.hidden.rows);
   args.activations = parse(kActivations, "activations", activations);
-  return run_loss(self, args);
+  return run_loss(self, args, norm_gradient);
 }
 
 py::tuple kl_loss(const model::Head& self, const py::array& hidden, const model::Head& base,
-                  const py::array& base_hidden, const std::string& activations) {
+                  const py::array& base_hidden, const std::string& activations,
+                  const OptionalArray& norm_gradient) {
   model::LossArgs args;
   args.hidden = as_matrix<float>(hidden, "hidden");
   args.base = &base;
   args.base_hidden = as_matrix<float>(base_hidden, "base_hidden");
   args.activations = parse(kActivations, "activations", activations);
-  return run_loss(self, args);
+  return run_loss(self, args, norm_gradient);
 }
 
 py::list cache_lengths(const KvCache& self) {
@@ -357,16 +409,21 @@ void bind_model(py::module_& module) {
       .def("backward", &backward, py::arg("hidden"), py::arg("gradient"), py::arg("lengths"),
            py::arg("activations") = "float32", py::arg("taps") = TapMap(),
            py::arg("squared_norms") = false, py::arg("out") = py::none(),
+           py::arg("norm_gradients") = Norms(),
            "d loss / d hidden, and tap -> |d loss / d y|² (linears, n_tokens).");
   py::class_<model::Head>(module, "Head", "Final norm, output head, soft cap.")
       .def(py::init(&make_head), py::arg("linear"), py::arg("norm"), py::arg("norm_eps"),
            py::arg("softcap") = 0.0f)
       .def("logits", &logits, py::arg("hidden"), py::arg("activations") = "float32")
       .def("own_loss", &own_loss, py::arg("hidden"), py::arg("draws"),
-           py::arg("activations") = "float32",
+           py::arg("activations") = "float32", py::arg("norm_gradient") = py::none(),
            "Gradient and -log p(label) of each token; the draws pick labels from p.")
       .def("kl_loss", &kl_loss, py::arg("hidden"), py::arg("base"), py::arg("base_hidden"),
-           py::arg("activations") = "float32", "Gradient and KL(base || self) of each token.");
+           py::arg("activations") = "float32", py::arg("norm_gradient") = py::none(),
+           "Gradient and KL(base || self) of each token.");
+  module.def("add_scale_gradient", &add_scale_gradient, py::arg("gradient"), py::arg("x"),
+             py::arg("y_gradient"), py::arg("codes"), py::arg("zeros"), py::arg("group_size"),
+             "Adds d loss / d scale of every group of a layer, for one run of tokens.");
   module.def("embed", &embed, py::arg("table"), py::arg("token_ids"), py::arg("scale") = 1.0f,
              "Rows of the embedding, scaled, in float32.");
 }

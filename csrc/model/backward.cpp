@@ -8,6 +8,7 @@
 #include "kernels/attention_backward/attention_backward.h"
 #include "kernels/elementwise/elementwise.h"
 #include "model/attention.h"
+#include "model/parameter_gradient.h"
 #include "model/pass.h"
 
 namespace qcore::model {
@@ -23,6 +24,16 @@ struct BackwardPass {
   int64_t n_tokens() const { return args.hidden.rows; }
   MatrixView<float> gradient(int64_t begin, int64_t end) const {
     return rows_of(args.gradient, begin, end);
+  }
+  // Where the gradient of a norm's weight goes, or null.
+  double* norm_gradient(const NormWeight& norm) const {
+    const BlockWeights& weights = forward.weights;
+    const NormGradients& to = args.norm_gradients;
+    if (&norm == &weights.attention_input) return to.attention_input;
+    if (&norm == &weights.attention_output) return to.attention_output;
+    if (&norm == &weights.mlp_input) return to.mlp_input;
+    if (&norm == &weights.mlp_output) return to.mlp_output;
+    return &norm == &weights.query ? to.query : to.key;
   }
 };
 
@@ -75,10 +86,14 @@ void through_linears(const BackwardPass& pass, const std::vector<Linear>& linear
   }
 }
 
-// x_gradient (+)= the gradient of norm(x); an empty norm hands it on.
+// x_gradient (+)= the gradient of norm(x), and the gradient of its weight to whoever wants it; an
+// empty norm hands the gradient on. `weight` is a member of the block's weights.
 void through_norm(const BackwardPass& pass, const NormWeight& weight, MatrixView<const float> x,
                   MatrixView<const float> gradient, MatrixView<float> x_gradient, bool add) {
   if (!weight.empty()) {
+    if (double* to = pass.norm_gradient(weight)) {
+      add_norm_gradient(x, pass.forward.spec.norm_eps, gradient, to);
+    }
     kernels::rms_norm_backward(
         {x.data, x.row_stride, weight.data(), pass.forward.spec.norm_eps, gradient.data,
          gradient.row_stride, x_gradient.data, x_gradient.row_stride, add, x.rows, x.columns},

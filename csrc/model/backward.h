@@ -23,6 +23,17 @@ namespace qcore::model {
 using GradientTap = std::function<void(TapPoint point, int64_t begin, const AnyMatrixView& x,
                                        MatrixView<const float> y_gradient)>;
 
+// Where the gradient with respect to each norm's weight is added, as many entries as it has; null:
+// not wanted. Norms of heads that share one weight add up.
+struct NormGradients {
+  double* attention_input = nullptr;
+  double* attention_output = nullptr;
+  double* mlp_input = nullptr;
+  double* mlp_output = nullptr;
+  double* query = nullptr;
+  double* key = nullptr;
+};
+
 struct BackwardArgs {
   MatrixView<const float> hidden;        // (n_tokens, hidden_size): what the block was given
   MatrixView<const float> out_gradient;  // (n_tokens, hidden_size): d loss / d output
@@ -35,6 +46,7 @@ struct BackwardArgs {
   // (linears of the point, n_tokens): receives |d loss / d y_t|² of each linear and token; no data:
   // not wanted.
   std::array<MatrixView<float>, kTapPoints> squared_norms{};
+  NormGradients norm_gradients;
 };
 
 // kFloat32 rounds nothing; kBfloat16 rounds the gradients to bfloat16 in front of the products with

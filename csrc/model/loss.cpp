@@ -6,6 +6,7 @@
 #include "kernels/blocks.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/logit_gradient/logit_gradient.h"
+#include "model/parameter_gradient.h"
 #include "model/pass.h"
 
 namespace qcore::model {
@@ -65,6 +66,9 @@ void loss_gradient(const Head& head, const LossArgs& args, Backend backend) {
     }
     kernels::logit_gradient(loss, backend);
     apply_backward(head.linear, read_only(logits), gradient, false, args.activations, backend);
+    if (args.norm_gradient != nullptr) {
+      add_norm_gradient(hidden, head.norm_eps, read_only(gradient), args.norm_gradient);
+    }
     kernels::rms_norm_backward({hidden.data, hidden.row_stride, head.norm.data(), head.norm_eps,
                                 gradient.data, gradient.row_stride, gradient.data,
                                 gradient.row_stride, false, gradient.rows, gradient.columns},

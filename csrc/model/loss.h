@@ -18,6 +18,8 @@ struct LossArgs {
   MatrixView<const float> base_hidden;  // (n_tokens, hidden size of base)
   MatrixView<float> gradient;           // (n_tokens, hidden_size), overwritten, not `hidden`
   double* losses = nullptr;             // (n_tokens,), overwritten
+  double* norm_gradient = nullptr;      // (hidden_size,), that of the final norm's weight is added
+                                        // to it; null: not wanted
   Activations activations = Activations::kFloat32;  // or kBfloat16
 };
 

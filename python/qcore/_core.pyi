@@ -291,6 +291,7 @@ class DecoderBlock:
         taps: dict[str, Callable[..., object]] = ...,
         squared_norms: bool = False,
         out: Float32 | None = None,
+        norm_gradients: dict[str, Float64] = ...,
     ) -> tuple[Float32, dict[str, Float32]]: ...
 
 class Head:
@@ -299,10 +300,27 @@ class Head:
     ) -> None: ...
     def logits(self, hidden: Float32, activations: str = "float32") -> Float32: ...
     def own_loss(
-        self, hidden: Float32, draws: Float64, activations: str = "float32"
+        self,
+        hidden: Float32,
+        draws: Float64,
+        activations: str = "float32",
+        norm_gradient: Float64 | None = None,
     ) -> tuple[Float32, Float64]: ...
     def kl_loss(
-        self, hidden: Float32, base: Head, base_hidden: Float32, activations: str = "float32"
+        self,
+        hidden: Float32,
+        base: Head,
+        base_hidden: Float32,
+        activations: str = "float32",
+        norm_gradient: Float64 | None = None,
     ) -> tuple[Float32, Float64]: ...
 
+def add_scale_gradient(
+    gradient: Float32,
+    x: AnyArray,
+    y_gradient: Float32,
+    codes: UInt8,
+    zeros: UInt8,
+    group_size: int,
+) -> None: ...
 def embed(table: AnyArray, token_ids: npt.NDArray[np.int64], scale: float = 1.0) -> Float32: ...

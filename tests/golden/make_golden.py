@@ -18,7 +18,10 @@ and, without experts, gradients.safetensors, by torch's autograd in float64, of 
     labels      (n_tokens,)
     hidden      (n_tokens, hidden_size), with respect to what enters the first block
     LAYER       (n_tokens,) for each linear layer: the norm of the gradient with respect to its output
-    NAME:error  (1,) for `hidden` and each layer: the largest difference that torch's float32 makes
+    LAYER.scales  (out_features, n_groups) what the gradient is with respect to the scales of groups of 16, if the
+                  weight's codes were those of `codes_like`
+    NORM.weight   (size,) with respect to the weight of each norm
+    NAME:error  (1,) for all of these: the largest difference that torch's float32 makes
 """
 
 from __future__ import annotations
@@ -193,6 +196,24 @@ def logits_of(model: torch.nn.Module, sequences: list[torch.Tensor]) -> torch.Te
     return torch.cat([model(ids[None], use_cache=False).logits[0] for ids in sequences])
 
 
+def codes_like(weight: torch.Tensor) -> torch.Tensor:
+    """Codes minus a zero of 8: some numbers from -8 to 7."""
+    n, k = (torch.arange(size, dtype=weight.dtype) for size in weight.shape)
+    return (3 * n[:, None] + 5 * k) % 16 - 8
+
+
+def parameter_gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, parameter in model.named_parameters():
+        layer = name.removesuffix(".weight")
+        if "norm" in name:
+            found[name] = parameter.grad
+        elif ".layers." in name and parameter.ndim == 2:
+            steps = (parameter.grad * codes_like(parameter)).split(16, dim=1)
+            found[f"{layer}.scales"] = torch.stack([part.sum(dim=1) for part in steps], dim=1)
+    return found
+
+
 def gradients_of(
     model: torch.nn.Module,
     sequences: list[torch.Tensor],
@@ -218,6 +239,7 @@ def gradients_of(
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in linears.items()]
     rows: dict[str, list[torch.Tensor]] = {}
+    model.zero_grad()
     for ids, drawn, known in zip(sequences, draws.split(lengths), given, strict=True):
         hidden = model.get_input_embeddings()(ids[None]).detach().requires_grad_()
         logits = model(inputs_embeds=hidden, use_cache=False).logits[0]
@@ -232,7 +254,10 @@ def gradients_of(
             rows.setdefault(name, []).append(value)
     for hook in hooks:
         hook.remove()
-    return {name: torch.cat(parts) for name, parts in rows.items()}
+    return {
+        **{name: torch.cat(parts) for name, parts in rows.items()},
+        **parameter_gradients_of(model),
+    }
 
 
 def save_gradients(

@@ -12,7 +12,7 @@ from qcore import _core
 from qcore.checkpoint.architectures import BlockPlan, NormPlan
 from qcore.errors import ArgumentError
 from qcore.layers import packed_weight
-from qcore.spec import Array, Float32Array, QuantizedLinear
+from qcore.spec import Array, Float32Array, Float64Array, QuantizedLinear
 
 Weight: TypeAlias = Array | QuantizedLinear
 Activations: TypeAlias = Literal["float32", "bfloat16", "int8"]
@@ -177,6 +177,7 @@ class Block:
         taps: Mapping[str, GradientTap] | None = None,
         squared_norms: bool = False,
         out: Float32Array | None = None,
+        norm_gradients: Mapping[str, Float64Array] | None = None,
     ) -> tuple[Float32Array, dict[str, Float32Array]]:
         """From the gradient of a loss at the block's output to that at its input.
 
@@ -194,6 +195,8 @@ class Block:
                 the sum of y_gradientᵀ · x.
             squared_norms: give |y_gradient|² of each linear and token.
             out: receives the gradient; may be `gradient`.
+            norm_gradients: role of a norm (a key of `plan.norms`) -> (its size,) float64, to which
+                the gradient with respect to what the norm multiplies by is added.
 
         Returns:
             (n_tokens, hidden_size) d loss / d hidden; and layer name -> (n_tokens,) squared norms,
@@ -207,6 +210,7 @@ class Block:
             taps=dict(taps or {}),
             squared_norms=squared_norms,
             out=out,
+            norm_gradients=dict(norm_gradients or {}),
         )
         readers: dict[str, list[str]] = {}
         for linear in self.plan.linears:

@@ -5,6 +5,7 @@ weights.
 from __future__ import annotations
 
 import golden_files as golden
+import ml_dtypes
 import numpy as np
 import pytest
 from backends import backends_of, forced_backend, forced_threads
@@ -16,6 +17,44 @@ from qcore.spec import QuantSpec
 
 BACKENDS = backends_of("attention_backward")
 CASES = sorted(path.parent.name for path in golden.GOLDEN.glob("*/gradients.safetensors"))
+
+
+GOLDEN_GROUP = 16
+
+
+def golden_codes(linear):
+    """Those that tests/golden/make_golden.py takes: 8 more than `codes_like`."""
+    n, k = np.indices((linear.out_features, linear.in_features))
+    return ((3 * n + 5 * k) % 16).astype(np.uint8)
+
+
+def scale_gradients(block, group_size):
+    """Taps that sum up the gradient of every layer's scales, and layer -> sums, for the golden codes."""
+    sums = {
+        x.name: np.zeros((x.out_features, -(-x.in_features // group_size)), np.float32)
+        for x in block.plan.linears
+    }
+
+    def watch(linears):
+        def add(_begin, x, y_gradient):
+            first = 0
+            for linear in linears:
+                own = y_gradient[:, first : first + linear.out_features]
+                zeros = np.full(sums[linear.name].shape, 8, np.uint8)
+                codes = golden_codes(linear)
+                _core.add_scale_gradient(sums[linear.name], x, own, codes, zeros, group_size)
+                first += linear.out_features
+
+        return add
+
+    taps = dict.fromkeys(linear.tap for linear in block.plan.linears)
+    return {tap: watch([x for x in block.plan.linears if x.tap == tap]) for tap in taps}, sums
+
+
+def norm_sums(block):
+    return {
+        role: np.zeros(block.vectors[norm.name].size) for role, norm in block.plan.norms.items()
+    }
 
 
 def backward_of(model, case, draws, activations="float32", taps=None):
@@ -50,13 +89,144 @@ def test_gives_the_gradients_of_autograd(name, backend):
         assert _core.kernel_backend("attention_backward") == backend
         gradient, norms, _ = backward_of(case.model, case, stored["draws"])
     found = {"hidden": gradient} | {layer: np.sqrt(n) for layer, n in norms.items()}
-    assert set(found) == {n for n in stored if n not in ("draws", "labels") and ":" not in n}
+    parameters = (".scales", ".weight")
+    names = {n for n in stored if not n.endswith((*parameters, ":error"))}
+    assert set(found) == names - {"draws", "labels"}
+    assert_as_close_as_torch(found, stored)
+
+
+def assert_as_close_as_torch(found, stored):
     # The most that float32 costs torch, as a share of the largest element; four times, because it is
     # the luck of one run.
     sizes = {key: float(np.abs(stored[key]).max()) for key in found}
     share = 4 * max(float(stored[f"{key}:error"][0]) / sizes[key] for key in found)
     for key, value in found.items():
         golden.assert_close(value, stored[key], share * sizes[key])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CASES)
+def test_gives_autograds_gradients_of_scales_and_norms(name, backend):
+    case = golden.load(name)
+    model = case.model
+    stored = load_file(golden.GOLDEN / name / "gradients.safetensors")
+    final = np.zeros(model.plan.hidden_size)
+    found = {model.plan.final_norm.name: final}
+    with forced_backend(backend):
+        inputs, blocks = (
+            [model.embed(case.token_ids)],
+            [model.block(b.index) for b in model.plan.blocks],
+        )
+        for block in blocks:
+            inputs.append(block.forward(inputs[-1], case.lengths, activations="float32"))
+        gradient, _ = model._head.own_loss(inputs.pop(), stored["draws"], norm_gradient=final)
+        for block in reversed(blocks):
+            taps, scales = scale_gradients(block, GOLDEN_GROUP)
+            norms = norm_sums(block)
+            block.backward(
+                inputs.pop(),
+                gradient,
+                case.lengths,
+                activations="float32",
+                out=gradient,
+                taps=taps,
+                norm_gradients=norms,
+            )
+            found |= {f"{layer}.scales": sums for layer, sums in scales.items()}
+            found |= {block.plan.norms[role].name: sums for role, sums in norms.items()}
+    assert set(found) == {n for n in stored if n.endswith((".scales", ".weight"))}
+    assert_as_close_as_torch({k: v.astype(np.float32) for k, v in found.items()}, stored)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "qwen3"])
+def test_norm_gradients_follow_finite_differences(name, rng):
+    case = golden.load(name)
+    block = case.model.block(1)
+    hidden = case.model.embed(case.token_ids)
+    weights = rng.standard_normal(hidden.shape, dtype=np.float32)
+    sums = norm_sums(block)
+    block.backward(hidden, weights, case.lengths, activations="float32", norm_gradients=sums)
+    for role, norm in block.plan.norms.items():
+        stored = block.vectors[norm.name]
+        direction = rng.standard_normal(stored.shape)
+        step = 0.02 / np.sqrt(stored.size)
+
+        def loss(k, name=norm.name, stored=stored, direction=direction, step=step):
+            moved = {name: (stored + k * step * direction).astype(np.float32)}
+            out = block.replaced({}, moved).forward(hidden, case.lengths, activations="float32")
+            return float((out.astype(np.float64) * weights).sum())
+
+        slope = (loss(-2) - 8 * loss(-1) + 8 * loss(1) - loss(2)) / (12 * step)
+        size = np.linalg.norm(sums[role]) * np.linalg.norm(direction) / np.sqrt(stored.size)
+        assert abs(slope - float(sums[role] @ direction)) <= 2e-3 * size, role
+
+
+@pytest.mark.parametrize("activations", ["float32", "bfloat16"])
+def test_threads_change_no_byte_of_the_gradients_of_scales_and_norms(activations, rng):
+    case = golden.load("qwen3")
+    block = case.model.block(0)
+    hidden = np.tile(case.model.embed(case.token_ids), (3, 1))
+    weights = rng.standard_normal(hidden.shape, dtype=np.float32)
+    found = []
+    for threads in (1, 2, 4):
+        taps, scales = scale_gradients(block, 8)
+        norms = norm_sums(block)
+        with forced_threads(threads):
+            block.backward(
+                hidden,
+                weights,
+                case.lengths * 3,
+                activations=activations,
+                taps=taps,
+                norm_gradients=norms,
+            )
+        found.append([array.tobytes() for array in (*scales.values(), *norms.values())])
+        assert all(np.isfinite(array).all() for array in (*scales.values(), *norms.values()))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(0, 3, 5, 4), (1, 1, 1, 1), (7, 33, 40, 16), (65, 1030, 24, 24)])
+def test_scale_gradient_is_within_its_bound(shape, dtype, rng):
+    """Two sums in float32 in a row: over tokens, and over the columns of a group."""
+    n_tokens, rows, columns, group = shape
+    x = rng.standard_normal((n_tokens, columns)).astype(dtype)
+    y_gradient = rng.standard_normal((n_tokens, 2 * rows)).astype(np.float32)[:, rows:]
+    codes = rng.integers(0, 16, (rows, columns), dtype=np.uint8)
+    groups = -(-columns // group)
+    zeros = rng.integers(0, 16, (rows, groups), dtype=np.uint8)
+    found = np.ones((rows, groups), np.float32)
+    _core.add_scale_gradient(found, x, y_gradient, codes, zeros, group)
+    seen = y_gradient.astype(dtype).astype(np.float64)
+    x = x.astype(np.float64)
+    steps = codes - np.repeat(zeros.astype(float), group, axis=1)[:, :columns]
+    starts = np.arange(0, columns, group)
+    exact = 1 + np.add.reduceat((seen.T @ x) * steps, starts, axis=1)
+    size = 1 + np.add.reduceat((np.abs(seen).T @ np.abs(x)) * np.abs(steps), starts, axis=1)
+    error = np.abs(found - exact)
+    assert (error <= 2 * (n_tokens + group + 2) * 2.0**-24 * size).all(), error.max()
+
+
+def test_refuses_gradients_that_do_not_fit():
+    case = golden.load("llama")
+    block = case.model.block(0)
+    hidden = case.model.embed(case.sequences[0])
+    size = hidden.shape[1]
+    with pytest.raises(ValueError, match="no block has"):
+        block.backward(hidden, hidden, [len(hidden)], norm_gradients={"nowhere": np.zeros(size)})
+    with pytest.raises(ValueError, match="query"):
+        block.backward(hidden, hidden, [len(hidden)], norm_gradients={"query": np.zeros(size)})
+    sums = {"mlp_input": np.zeros(size, np.float32)}
+    with pytest.raises(TypeError, match="mlp_input"):
+        block.backward(hidden, hidden, [len(hidden)], norm_gradients=sums)
+    codes = np.zeros((size, size), np.uint8)
+    scales = np.zeros((size, 2), np.float32)
+    with pytest.raises(ValueError, match="do not belong to one layer"):
+        _core.add_scale_gradient(
+            scales, hidden, hidden[1:], codes, np.zeros(scales.shape, np.uint8), 16
+        )
+    with pytest.raises(ValueError, match="zeros"):
+        _core.add_scale_gradient(scales, hidden, hidden, codes, codes, 16)
 
 
 @pytest.mark.parametrize("name", CASES)
