@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "bind/arrays.h"
+#include "quant/grid.h"
 
 namespace qcore::bind {
 namespace {
@@ -18,13 +19,9 @@ Dtype parse_dtype(const std::string& name) {
 
 QuantSpec make_spec(int bits, int64_t group_size, bool symmetric, bool signed_scales,
                     const std::string& scale_dtype) {
-  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
-    throw ArgumentError(message("bits is ", bits, ". Use 2, 3, 4 or 8."));
-  }
-  if (group_size < 1) {
-    throw ArgumentError(message("group_size is ", group_size, ". Use a positive size."));
-  }
-  return QuantSpec{bits, group_size, symmetric, signed_scales, parse_dtype(scale_dtype)};
+  const QuantSpec spec{bits, group_size, symmetric, signed_scales, parse_dtype(scale_dtype)};
+  require_spec(spec, "QuantSpec");
+  return spec;
 }
 
 template <typename T>

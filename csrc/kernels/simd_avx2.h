@@ -13,10 +13,11 @@ struct Simd {
   using F = __m256;
   using I = __m256i;
   static constexpr int kLanes = 8;
-  static constexpr int kStrips = 1;     // strips that one tile takes
-  static constexpr int kFloatRows = 6;  // 6 x 2 sums, 2 weights, 1 x: 15 of 16 registers
-  static constexpr int kWordRows = 4;   // pairs and codes need temporaries
-  static constexpr int kFewRows = 4;    // of a product without a panel
+  static constexpr int kStrips = 1;      // strips that one tile takes
+  static constexpr int kFloatRows = 6;   // 6 x 2 sums, 2 weights, 1 x: 15 of 16 registers
+  static constexpr int kWordRows = 4;    // pairs and codes need temporaries
+  static constexpr int kFewRows = 4;     // of a product without a panel
+  static constexpr int kNumberBits = 4;  // of the codes that number_pairs takes
 
   static QCORE_INLINE F zero() { return _mm256_setzero_ps(); }
   static QCORE_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
@@ -138,8 +139,8 @@ struct Simd {
                            _mm256_castsi256_ps(_mm256_slli_epi32(w, 16)), sum);
   }
   // sum + Σ a · b over four uint8 a and int8 b. vpmaddubsw saturates outside [-2^15, 2^15): where
-  // one side has at most 5 bits, 2 · 255 · 16 is far below; where not, the top bit of a goes apart,
-  // and 2 · 127 · -128 and 2 · 128 · -128 just fit.
+  // one side is at most 64, 2 · 255 · 64 fits; where not, the top bit of a goes apart, and 2 · 127
+  // · -128 and 2 · 128 · -128 just fit.
   template <bool kWide>
   static QCORE_INLINE I dot_codes(I sum, I a, I b) {
     const I ones = _mm256_set1_epi16(1);

@@ -17,7 +17,8 @@ struct Simd {
   static constexpr int kStrips = 4;     // strips that one tile takes
   static constexpr int kFloatRows = 6;  // 6 x 4 sums, 4 weights, 1 x: 29 of 32 registers
   static constexpr int kWordRows = 6;
-  static constexpr int kFewRows = 8;  // of a product without a panel
+  static constexpr int kFewRows = 8;     // of a product without a panel
+  static constexpr int kNumberBits = 4;  // of the codes that number_pairs takes
 
   static QCORE_INLINE F zero() { return _mm512_setzero_ps(); }
   static QCORE_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }

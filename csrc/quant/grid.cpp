@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <iterator>
 #include <limits>
+#include <string>
 
 #include "base/error.h"
 #include "base/parallel.h"
@@ -45,10 +47,18 @@ const char* name_of(Dtype dtype) {
 
 }  // namespace
 
-void require_spec(const QuantSpec& spec, const char* where) {
-  if (spec.bits != 2 && spec.bits != 3 && spec.bits != 4 && spec.bits != 8) {
-    throw ArgumentError(message(where, ": bits is ", spec.bits, ". Use 2, 3, 4 or 8."));
+void require_bits(int bits, const char* where) {
+  if (std::find(std::begin(kCodeBits), std::end(kCodeBits), bits) != std::end(kCodeBits)) return;
+  std::string known;
+  for (const int width : kCodeBits) {
+    if (!known.empty()) known += width == std::end(kCodeBits)[-1] ? " or " : ", ";
+    known += std::to_string(width);
   }
+  throw ArgumentError(message(where, ": bits is ", bits, ". Use ", known, "."));
+}
+
+void require_spec(const QuantSpec& spec, const char* where) {
+  require_bits(spec.bits, where);
   if (spec.group_size < 1) {
     throw ArgumentError(
         message(where, ": group_size is ", spec.group_size, ". Use a positive size."));

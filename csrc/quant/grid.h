@@ -94,8 +94,10 @@ static inline GroupGrid minmax_grid(float low, float high, int bits, bool symmet
   return symmetric_grid(absmax / static_cast<float>((1 << (bits - 1)) - 1), bits, dtype);
 }
 
-// Throws ArgumentError unless bits is 2, 3, 4 or 8 and group_size is positive. `where` opens the
-// message.
+// Throws ArgumentError unless bits is one of kCodeBits. `where` opens the message.
+void require_bits(int bits, const char* where);
+
+// The same, and unless group_size is positive.
 void require_spec(const QuantSpec& spec, const char* where);
 
 // weight (rows, columns). Throws NumericalError, VALUE_NAN or VALUE_INF with row, column and count,

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "quant/grid.h"
 
 namespace qcore {
 namespace {
@@ -14,15 +15,9 @@ constexpr int64_t kBlock = 32;
 // Rows that one thread takes at a time; small enough to balance, large enough to amortize.
 constexpr int64_t kRowsPerItem = 16;
 
-void check_bits(int bits) {
-  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
-    throw ArgumentError(message("bits is ", bits, ". Use 2, 3, 4 or 8."));
-  }
-}
-
 void check_lines(int64_t lines, int64_t codes, int64_t line_words, int64_t lines_of_words,
                  int bits) {
-  check_bits(bits);
+  require_bits(bits, "pack");
   if (lines != lines_of_words || line_words != packed_words(codes, bits)) {
     throw ArgumentError(message(lines, " lines of ", codes, " codes of ", bits, " bits need ",
                                 packed_words(codes, bits), " words a line, not ", lines_of_words,

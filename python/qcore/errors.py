@@ -7,6 +7,7 @@ shows the list, and a test compares both with the sources.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -204,6 +205,12 @@ CLASS_OF_CODE: dict[str, int] = {
     "DISK_FULL": 74,
     "IO_ERROR": 74,
 }
+
+
+def either(values: Sequence[object]) -> str:
+    """The alternatives as a sentence has them: "2, 3 or 4"."""
+    *others, last = map(str, values)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def escaped(text: str, limit: int = 500) -> str:

@@ -70,7 +70,7 @@ class Recipe:
 
     Attributes:
         method: "rtn" (plain rounding, no data), "gptq", "awq" or "awq+gptq".
-        bits: 2, 3, 4 or 8. Below 4 needs `allow_low_bits`.
+        bits: width of a code: 2, 3, 4, 5, 6 or 8. Below 4 needs `allow_low_bits`.
         group_size: input channels per scale; -1 the whole row; None the largest of 128, 64, 32 that
             divides the most layers. Layers that it does not divide get a short last group, or where
             the format has none, the largest power of two from 16 on that divides, else the largest

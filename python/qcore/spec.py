@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from qcore.errors import ArgumentError, RecipeError
+from qcore.errors import ArgumentError, RecipeError, either
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 Float64Array: TypeAlias = npt.NDArray[np.float64]
@@ -16,7 +16,7 @@ UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 Array: TypeAlias = npt.NDArray[Any]
 ScaleDtype: TypeAlias = Literal["float16", "bfloat16", "float32"]
 
-BITS = (2, 3, 4, 8)
+BITS = (2, 3, 4, 5, 6, 8)  # as csrc/quant/spec.h has them
 TABLES = ("nf4",)
 TABLE_BITS = 4
 
@@ -26,7 +26,7 @@ class QuantSpec:
     """The grid of one layer.
 
     Attributes:
-        bits: code width: 2, 3, 4 or 8.
+        bits: code width, one of `BITS`.
         group_size: consecutive input channels that share one scale and zero; -1 means the whole
             row. Where it does not divide a layer's width, the last group is short.
         symmetric: zeros fixed at 2^(bits-1).
@@ -47,7 +47,10 @@ class QuantSpec:
     def __post_init__(self) -> None:
         if self.bits not in BITS:
             raise RecipeError(
-                f"bits is {self.bits!r}.", found=self.bits, needed=BITS, remedy="Use 2, 3, 4 or 8."
+                f"bits is {self.bits!r}.",
+                found=self.bits,
+                needed=BITS,
+                remedy=f"Use {either(BITS)}.",
             )
         if self.table is not None and (self.table not in TABLES or self.bits != TABLE_BITS):
             raise RecipeError(

@@ -19,7 +19,7 @@ def recipes(*wrong: dict[str, Any]) -> list[Attempt]:
 
 def cf_recipe_values(tmp: Path) -> list[Attempt]:
     return recipes(
-        {"bits": 5}, {"bits": 0}, {"bits": "4"}, {"method": "magic\x1b"}, {"symmetric": 3}
+        {"bits": 7}, {"bits": 0}, {"bits": "4"}, {"method": "magic\x1b"}, {"symmetric": 3}
     )
 
 

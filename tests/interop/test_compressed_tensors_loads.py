@@ -16,7 +16,7 @@ from llama_artifact import dequantized, write_llama  # noqa: E402  (after the ch
 from llama_peers import dense_model, logits, qcore_logits  # noqa: E402
 
 from qcore.formats import second_reader  # noqa: E402
-from qcore.spec import QuantSpec  # noqa: E402
+from qcore.spec import BITS, QuantSpec  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +35,8 @@ def loaded(folder: Path) -> Any:
         (8, -1, "float16"),
         (3, 32, "bfloat16"),
         (2, 32, "float16"),
+        (5, 32, "bfloat16"),
+        (6, 64, "float16"),
     ],
 )
 def test_symmetric_files_give_the_dense_models_logits(
@@ -54,7 +56,7 @@ def test_symmetric_files_give_the_dense_models_logits(
     assert np.array_equal(found, expected), np.abs(found - expected).max()
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_qcore_gives_the_loaders_logits(tmp_path: Path, bits: int) -> None:
     """Both float32 on the same weights: qcore errs at most twice as much as transformers does against float64."""
     spec = QuantSpec(bits, 32, True, scale_dtype="bfloat16")
@@ -67,19 +69,20 @@ def test_qcore_gives_the_loaders_logits(tmp_path: Path, bits: int) -> None:
 
 def test_layers_that_were_kept_or_overridden(tmp_path: Path) -> None:
     wide = QuantSpec(8, -1, True, scale_dtype="bfloat16")
+    between = QuantSpec(6, 32, True, scale_dtype="bfloat16")
     written = write_llama(
         tmp_path / "out",
         "ct",
         QuantSpec(4, 32, True, scale_dtype="bfloat16"),
         dtype="bfloat16",
-        overrides={"mlp.down_proj": wide},
+        overrides={"mlp.down_proj": wide, "self_attn.v_proj": between},
         kept=("self_attn.o_proj",),
     )
     assert written.quantization_config["format"] == "mixed-precision"
     assert np.array_equal(logits(loaded(written.folder)), logits(dense_model(written)))
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group", [32, -1])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_the_packages_own_decompressor_gives_the_same_weights(

@@ -60,7 +60,7 @@ def test_calibration_table_and_keep_list_are_read():
 @pytest.mark.parametrize(
     ("keys", "code"),
     [
-        ({"bits": 5}, "RECIPE_VALUE"),
+        ({"bits": 7}, "RECIPE_VALUE"),
         ({"bits": True}, "RECIPE_VALUE"),
         ({"bits": "4"}, "RECIPE_VALUE"),
         ({"bits": [4]}, "RECIPE_VALUE"),

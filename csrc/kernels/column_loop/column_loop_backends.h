@@ -23,7 +23,7 @@ static inline int64_t columns_of(const ColumnLoopArgs& args, int64_t group) {
 }
 
 // Shares of the range that kWeighted tries, largest first: a tie keeps the larger. 4 and 3 bits as
-// measured in docs/algorithms/gptq.md, which also says how those of 2 and 8 bits were chosen.
+// measured in docs/algorithms/gptq.md, which also says how those of the other widths were chosen.
 constexpr int kMostShares = 5;
 struct ShareList {
   int count;
@@ -37,6 +37,10 @@ static inline ShareList shares_of(int bits) {
       return ShareList{5, {1.0f, 0.88f, 0.76f, 0.64f, 0.52f}};
     case 4:
       return ShareList{4, {1.0f, 0.92f, 0.84f, 0.76f, 0.0f}};
+    case 5:
+      return ShareList{4, {1.0f, 0.96f, 0.92f, 0.88f, 0.0f}};
+    case 6:
+      return ShareList{4, {1.0f, 0.98f, 0.96f, 0.94f, 0.0f}};
     default:
       return ShareList{4, {1.0f, 0.995f, 0.99f, 0.98f, 0.0f}};
   }

@@ -13,8 +13,12 @@ using qcore::kernels::group_of;
 using qcore::kernels::GroupLayout;
 using qcore::kernels::kByteOffset;
 using qcore::kernels::kLineBytes;
+using qcore::kernels::kLineInputs;
+using qcore::kernels::kNarrowBits;
 using qcore::kernels::kOwnZeros;
 using qcore::kernels::PackedLayout;
+using qcore::kernels::Planes;
+using qcore::kernels::planes_of;
 
 constexpr int kVectorBytes = 4 * Simd::kLanes;
 
@@ -63,72 +67,64 @@ QCORE_INLINE GroupVector group_vector(const DecodeArgs& args, int64_t g, int v) 
 }
 
 // How memory becomes codes: inputs 0 … 3 and 4 … 7 of a line of 8, a byte each. kWide: operands of
-// the int8 product need more than 5 bits. kTable: codes are indices of group.table. kBytes: of
-// memory for 8 inputs of a strip.
+// the int8 product may be beyond ±64. kTable: codes are indices of group.table. kBytes: of memory
+// for 8 inputs of a strip.
 
-struct ByteCodes {
-  static constexpr int64_t kBytes = 2 * kLineBytes;
-  static constexpr bool kWide = true;
+template <int kBits>
+struct PlaneCodes {
+  static constexpr Planes kPlanes = planes_of(kBits);
+  static constexpr int64_t kBytes = kBits * kLineBytes / 4;
+  static constexpr bool kWide = kBits > kNarrowBits;
   static constexpr bool kTable = false;
+  static constexpr bool kNumbers = kBits <= Simd::kNumberBits;
+  // Lines of 8 inputs in a chunk.
+  static constexpr int64_t kLines = kPlanes.chunk_inputs / kLineInputs;
+
   static QCORE_INLINE void words(const GroupVector& group, int64_t line, Simd::I& first,
                                  Simd::I& second) {
-    first = Simd::load_words(group.codes + 2 * line * kLineBytes);
-    second = Simd::load_words(group.codes + (2 * line + 1) * kLineBytes);
+    const uint8_t* chunk = group.codes + line / kLines * kPlanes.chunk_lines * kLineBytes;
+    low_words(chunk, line % kLines, first, second);
+    if constexpr (kPlanes.high > 0) {
+      const uint8_t* high = chunk + kPlanes.low_lines * kLineBytes;
+      add_high_bits(Simd::load_words(high), line % kLines, first, second);
+    }
+  }
+
+  static QCORE_INLINE void low_words(const uint8_t* chunk, int64_t line, Simd::I& first,
+                                     Simd::I& second) {
+    constexpr int kLow = kPlanes.low;
+    const uint8_t* memory = chunk + line * kLow / 4 * kLineBytes;
+    Simd::I word = Simd::load_words(memory);
+    if constexpr (kLow == 8) {
+      first = word;
+      second = Simd::load_words(memory + kLineBytes);
+    } else {
+      const Simd::I low = in_every_byte((1 << kLow) - 1);
+      if constexpr (kLow == 2) word = Simd::shift_right_by(word, 4 * (line % 2));
+      first = Simd::both(word, low);
+      second = Simd::both(Simd::shift_right(word, kLow), low);
+    }
+  }
+
+  static QCORE_INLINE void add_high_bits(Simd::I word, int64_t line, Simd::I& first,
+                                         Simd::I& second) {
+    constexpr int kLow = kPlanes.low;
+    constexpr int kHigh = kPlanes.high;
+    // Bits of a byte that move into the next one are masked out there.
+    const Simd::I place = in_every_byte(((1 << kHigh) - 1) << kLow);
+    word = Simd::shift_left(Simd::shift_right_by(word, 2 * kHigh * line), kLow);
+    first = Simd::both_or(word, place, first);
+    second = Simd::both_or(Simd::shift_right(word, kHigh), place, second);
+  }
+
+  static QCORE_INLINE Simd::I in_every_byte(int value) {
+    return Simd::spread_word(0x01010101 * value);
   }
 };
 
-struct NibbleCodes {
-  static constexpr int64_t kBytes = kLineBytes;
-  static constexpr bool kWide = false;
-  static constexpr bool kTable = false;
-  static QCORE_INLINE void words(const GroupVector& group, int64_t line, Simd::I& first,
-                                 Simd::I& second) {
-    const Simd::I nibble = Simd::spread_word(0x0f0f0f0f);
-    const Simd::I word = Simd::load_words(group.codes + line * kLineBytes);
-    first = Simd::both(word, nibble);
-    second = Simd::both(Simd::shift_right(word, 4), nibble);
-  }
-};
-
-struct TableCodes : NibbleCodes {
+struct TableCodes : PlaneCodes<4> {
   static constexpr bool kWide = true;
   static constexpr bool kTable = true;
-};
-
-// Two lines of 8 inputs in one line of memory.
-struct TwoBitCodes {
-  static constexpr int64_t kBytes = kLineBytes / 2;
-  static constexpr bool kWide = false;
-  static constexpr bool kTable = false;
-  static QCORE_INLINE void split(const uint8_t* memory, int64_t line, Simd::I& first,
-                                 Simd::I& second) {
-    const Simd::I two_bits = Simd::spread_word(0x03030303);
-    const Simd::I word = Simd::shift_right_by(Simd::load_words(memory), 4 * (line % 2));
-    first = Simd::both(word, two_bits);
-    second = Simd::both(Simd::shift_right(word, 2), two_bits);
-  }
-  static QCORE_INLINE void words(const GroupVector& group, int64_t line, Simd::I& first,
-                                 Simd::I& second) {
-    split(group.codes + line / 2 * kLineBytes, line, first, second);
-  }
-};
-
-// Four lines of 8 inputs in three: the low two bits of each code in two lines as above, then the
-// high bits of all.
-struct ThreeBitCodes {
-  static constexpr int64_t kBytes = 3 * kLineBytes / 4;
-  static constexpr bool kWide = false;
-  static constexpr bool kTable = false;
-  static QCORE_INLINE void words(const GroupVector& group, int64_t line, Simd::I& first,
-                                 Simd::I& second) {
-    const uint8_t* three = group.codes + line / 4 * 3 * kLineBytes;
-    TwoBitCodes::split(three + line % 4 / 2 * kLineBytes, line, first, second);
-    const Simd::I bit = Simd::spread_word(0x01010101);
-    const Simd::I high =
-        Simd::shift_right_by(Simd::load_words(three + 2 * kLineBytes), 2 * (line % 4));
-    first = Simd::either(first, Simd::shift_left(Simd::both(high, bit), 2));
-    second = Simd::either(second, Simd::shift_left(Simd::both(Simd::shift_right(high, 1), bit), 2));
-  }
 };
 
 // Calls body with the kind of codes that the weight holds.
@@ -137,13 +133,17 @@ QCORE_INLINE void with_codes(const PackedLayout& layout, const Body& body) {
   if (layout.has_table) return body(TableCodes{});
   switch (layout.bits) {
     case 2:
-      return body(TwoBitCodes{});
+      return body(PlaneCodes<2>{});
     case 3:
-      return body(ThreeBitCodes{});
+      return body(PlaneCodes<3>{});
     case 4:
-      return body(NibbleCodes{});
+      return body(PlaneCodes<4>{});
+    case 5:
+      return body(PlaneCodes<5>{});
+    case 6:
+      return body(PlaneCodes<6>{});
     default:
-      return body(ByteCodes{});
+      return body(PlaneCodes<8>{});
   }
 }
 
@@ -173,7 +173,7 @@ QCORE_INLINE void line_values(const GroupVector& group, int64_t line, Simd::F (&
 template <class Codes>
 QCORE_INLINE void line_pairs(const GroupVector& group, Simd::I shift, int64_t line,
                              Simd::I (&pairs)[4]) {
-  if constexpr (Codes::kWide && !Codes::kTable) {
+  if constexpr (!Codes::kTable && !Codes::kNumbers) {
     Simd::F values[8];
     line_values<Codes>(group, line, values);
 #pragma GCC unroll 4

@@ -15,9 +15,12 @@ constexpr int64_t kStripOutputs = 16;
 constexpr int64_t kBandStrips = 4;
 constexpr int64_t kBandOutputs = kBandStrips * kStripOutputs;
 constexpr int64_t kLineBytes = 64;
+constexpr int64_t kLineBits = kLineBytes * 8 / kStripOutputs;  // of one output
 constexpr int64_t kLineInputs = 8;  // of a line of nibbles; products take groups in such steps
 
-// int8 weights of 8 bits are code - 128, and of a table round(127 · value).
+// Up to this width code - zero is within ±64 and is the int8 weight: two products of such a weight
+// with a byte fit 16 bits. Those of 8 bits are code - 128, and of a table round(127 · value).
+constexpr int kNarrowBits = 6;
 constexpr int kByteOffset = 128;
 constexpr float kTableSteps = 127.0f;
 
@@ -64,19 +67,28 @@ static inline CodeTable code_table(const float* values) {
   return table;
 }
 
+// The planes of a code, their bits: the low ones, and those above them, which may be none.
+struct Planes {
+  int low;   // 2, 4 or 8
+  int high;  // 0, 1 or 2
+  // A chunk is some lines of the low plane, then one of the high plane where there is one.
+  int64_t chunk_inputs;
+  int64_t low_lines;
+  int64_t chunk_lines;
+};
+
+static constexpr Planes planes_of(int bits) {
+  const int low = bits < 4 ? 2 : bits < 8 ? 4 : 8;
+  const int high = bits - low;
+  const int64_t line_inputs = kLineBits / (high > 0 ? high : low);
+  const int64_t inputs = line_inputs < kLineInputs ? kLineInputs : line_inputs;
+  return Planes{low, high, inputs, inputs * low / kLineBits, inputs * bits / kLineBits};
+}
+
 // Lines that hold the codes of one group of one strip.
 static inline int64_t code_lines(int64_t group_size, int bits) {
-  const auto lines = [&](int64_t inputs) { return (group_size + inputs - 1) / inputs; };
-  switch (bits) {
-    case 2:
-      return lines(2 * kLineInputs);
-    case 3:
-      return 3 * lines(4 * kLineInputs);
-    case 4:
-      return lines(kLineInputs);
-    default:
-      return 2 * lines(kLineInputs);
-  }
+  const Planes planes = planes_of(bits);
+  return (group_size + planes.chunk_inputs - 1) / planes.chunk_inputs * planes.chunk_lines;
 }
 
 static inline GroupLayout group_layout(const PackedWeightView& weight, int64_t size) {
@@ -116,44 +128,40 @@ static inline const GroupLayout& group_of(const PackedLayout& layout, int64_t g)
 // Below, `data` is the start of a group of a band, o < 64 an output of the band, k an input of the
 // group.
 
-// Where a code, or for 3 bits its low two bits and then its high one, lies.
+// Where the bits of one plane of a code lie.
 struct CodePlace {
   int64_t byte;
   int shift;
   int bits;
 };
 
-static inline CodePlace code_place(int bits, const GroupLayout& group, int64_t o, int64_t k) {
-  const int64_t strip = o / kStripOutputs * group.code_bytes + 4 * (o % kStripOutputs) + k % 4;
-  const int64_t word = k / 4;  // inputs come in words of 4
-  switch (bits) {
-    case 2:
-      return {strip + word / 4 * kLineBytes, static_cast<int>(word % 4) * 2, 2};
-    case 3:
-      return {strip + (word / 8 * 3 + word / 4 % 2) * kLineBytes, static_cast<int>(word % 4) * 2,
-              2};
-    case 4:
-      return {strip + word / 2 * kLineBytes, static_cast<int>(word % 2) * 4, 4};
-    default:
-      return {strip + word * kLineBytes, 0, 8};
-  }
-}
+struct CodePlaces {
+  CodePlace low;
+  CodePlace high;  // bits 0: there is none
+};
 
-static inline CodePlace high_bit_place(const GroupLayout& group, int64_t o, int64_t k) {
-  const int64_t strip = o / kStripOutputs * group.code_bytes + 4 * (o % kStripOutputs) + k % 4;
-  const int64_t word = k / 4;
-  return {strip + (word / 8 * 3 + 2) * kLineBytes, static_cast<int>(word % 8), 1};
+static inline CodePlaces code_places(int bits, const GroupLayout& group, int64_t o, int64_t k) {
+  const Planes planes = planes_of(bits);
+  const int64_t chunk = k / planes.chunk_inputs * planes.chunk_lines;  // its first line
+  const int word = static_cast<int>(k % planes.chunk_inputs / 4);      // inputs come in words of 4
+  const auto place = [&](int64_t first_line, int plane_bits) {
+    const int bit = word * plane_bits;
+    const int64_t line = chunk + first_line + bit / 8;
+    const int64_t byte = line * kLineBytes + 4 * (o % kStripOutputs) + k % 4;
+    return CodePlace{o / kStripOutputs * group.code_bytes + byte, bit % 8, plane_bits};
+  };
+  return CodePlaces{place(0, planes.low), place(planes.low_lines, planes.high)};
 }
 
 static inline int bits_at(const uint8_t* data, CodePlace place) {
-  return (data[place.byte] >> place.shift) & ((1 << place.bits) - 1);
+  return place.bits == 0 ? 0 : (data[place.byte] >> place.shift) & ((1 << place.bits) - 1);
 }
 
 static inline uint8_t code_at(int bits, const GroupLayout& group, const uint8_t* data, int64_t o,
                               int64_t k) {
-  const int low = bits_at(data, code_place(bits, group, o, k));
-  const int high = bits == 3 ? bits_at(data, high_bit_place(group, o, k)) : 0;
-  return static_cast<uint8_t>(low | high << 2);
+  const CodePlaces places = code_places(bits, group, o, k);
+  return static_cast<uint8_t>(bits_at(data, places.low) | bits_at(data, places.high)
+                                                              << places.low.bits);
 }
 
 static inline float scale_at(Dtype dtype, const GroupLayout& group, const uint8_t* data,

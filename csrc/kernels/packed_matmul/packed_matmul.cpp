@@ -156,9 +156,9 @@ class Panels {
         break;
       case Activations::kInt8:
         decode_ = tiles.decode_codes;
-        multiply_ = weight_.bits == 8 || weight_.has_table ? tiles.multiply_byte_codes
-                                                           : tiles.multiply_nibble_codes;
-        has_rests_ = weight_.bits == 8 && weight_.shared_zero != kByteOffset;
+        multiply_ = weight_.bits > kNarrowBits || weight_.has_table ? tiles.multiply_wide_codes
+                                                                    : tiles.multiply_narrow_codes;
+        has_rests_ = weight_.bits > kNarrowBits && weight_.shared_zero != kByteOffset;
         break;
     }
   }

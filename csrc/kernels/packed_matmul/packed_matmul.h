@@ -25,8 +25,8 @@ enum class Activations : int { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
 //           bits 4: lines of 8 inputs, code(o, k + i) in the low and code(o, k + 4 + i) in the high
 //           nibble.
 //           bits 2: lines of 16 inputs.
-//           bits 3: three lines for each 32 inputs: two as for bits 2, of the codes' low two bits,
-//           then one of 32 inputs, of their high bits.
+//           bits 3, 5, 6: two planes. The codes' low 2, 4, 4 bits in lines as above, and after two,
+//           four, two such lines one with the 1, 1, 2 bits above them, of 32, 32, 16 inputs.
 //           A group that ends inside 8 inputs is filled up with its zero, where x has zeros too.
 //           A short last group has no more lines than it needs.
 //   scales  64 values of scale_dtype
@@ -44,7 +44,7 @@ struct PackedWeightView {
   int64_t out_features = 0;
   int64_t in_features = 0;
   int64_t group_size = 0;
-  int bits = 4;  // 2, 3, 4 or 8
+  int bits = 4;  // one of kCodeBits
   Dtype scale_dtype = Dtype::kFloat32;
   int shared_zero = kOwnZeros;  // the zero of every group, when they are all the same
   // bits 4 only: a code stands for scale · table[code]; zeros are kept, and not used.
@@ -59,8 +59,8 @@ Dtype narrowest_scale_dtype(const float* scales, int64_t count);
 int shared_zero_of(const uint8_t* zeros, int64_t count);
 
 // Bytes of the packed form; reads every field of `shape` but data. Throws ArgumentError for a shape
-// that cannot be packed: bits not 2, 3, 4 or 8, a group so long that its int8 sum could leave 32
-// bits (above 65,000 inputs), a table of other than 4 bits or beyond [-1, 1].
+// that cannot be packed: bits not one of kCodeBits, a group so long that its int8 sum could leave
+// 32 bits (above 65,000 inputs), a table of other than 4 bits or beyond [-1, 1].
 int64_t packed_weight_bytes(const PackedWeightView& shape);
 
 //   codes   (N, K)  uint8, each < 2^bits

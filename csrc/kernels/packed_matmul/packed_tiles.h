@@ -60,8 +60,8 @@ struct PackedTiles {
   void (*decode_codes)(const DecodeArgs& args);   // code - zero, or the table's bytes
   void (*multiply_floats)(const TileArgs& args);
   void (*multiply_pairs)(const TileArgs& args);
-  void (*multiply_nibble_codes)(const TileArgs& args);  // |w| <= 16
-  void (*multiply_byte_codes)(const TileArgs& args);
+  void (*multiply_narrow_codes)(const TileArgs& args);  // |w| <= 64
+  void (*multiply_wide_codes)(const TileArgs& args);
   void (*few_rows_floats)(const FewRowsArgs& args);
   void (*few_rows_pairs)(const FewRowsArgs& args);
   void (*few_rows_codes)(const FewRowsArgs& args);

@@ -32,6 +32,7 @@ void put_scale(uint8_t* scales, int64_t o, Dtype dtype, float value) {
 
 // Four codes, one a byte, into the word of their inputs; no bit leaves its byte.
 void put_codes(uint8_t* group, CodePlace place, uint32_t codes) {
+  if (place.bits == 0) return;
   const uint32_t mask = 0x01010101u * ((1u << place.bits) - 1);
   uint32_t word;
   std::memcpy(&word, group + place.byte, sizeof word);
@@ -50,8 +51,9 @@ void pack_group(const uint8_t* codes, float scale, uint8_t zero, const PackedWei
     } else if (k < group.size) {
       std::memcpy(&word, codes + k, static_cast<size_t>(group.size - k));
     }
-    put_codes(data, code_place(shape.bits, group, o, k), word);
-    if (shape.bits == 3) put_codes(data, high_bit_place(group, o, k), word >> 2);
+    const CodePlaces places = code_places(shape.bits, group, o, k);
+    put_codes(data, places.low, word);
+    put_codes(data, places.high, word >> places.low.bits);
   }
   put_scale(data + group.scale_offset, o, shape.scale_dtype, scale);
   if (shape.shared_zero == kOwnZeros) data[group.zero_offset + o] = zero;
@@ -124,9 +126,7 @@ int shared_zero_of(const uint8_t* zeros, int64_t count) {
 }
 
 int64_t packed_weight_bytes(const PackedWeightView& shape) {
-  if (shape.bits != 2 && shape.bits != 3 && shape.bits != 4 && shape.bits != 8) {
-    throw ArgumentError(message("packed_weight: bits is ", shape.bits, ". Use one of 2, 3, 4, 8."));
-  }
+  require_bits(shape.bits, "packed_weight");
   if (shape.out_features < 0 || shape.in_features < 0) {
     throw ArgumentError(message("packed_weight: the shape is (", shape.out_features, ", ",
                                 shape.in_features, "). Sizes must not be negative."));

@@ -41,7 +41,7 @@ RECIPE_FLAGS = (
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the artifact.")
 @click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML or JSON.")
 @click.option("--method", type=click.Choice(["rtn", "gptq", "awq", "awq+gptq"]), help="[gptq]")
-@click.option("--bits", type=int, help="2, 3, 4 or 8. [4]")
+@click.option("--bits", type=int, help="2, 3, 4, 5, 6 or 8. [4]")
 @click.option(
     "--group-size",
     type=int,

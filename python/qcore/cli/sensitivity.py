@@ -46,7 +46,7 @@ def widths_of(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     "--bits",
     callback=widths_of,
     metavar="N,N,...",
-    help="Widths to try: 2, 3, 4, 8; 4g32 is 4 bits in groups of 32. [3,4,8]",
+    help="Widths to try: 2, 3, 4, 5, 6, 8; 4g32 is 4 bits in groups of 32. [3,4,8]",
 )
 @click.option(
     "--by",

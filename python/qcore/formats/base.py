@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import ml_dtypes
 import numpy as np
 
-from qcore.errors import ArgumentError, NumericalError, RecipeError
+from qcore.errors import ArgumentError, NumericalError, RecipeError, either
 from qcore.spec import Array, Float32Array, QuantizedLinear, QuantSpec, ScaleDtype
 
 # dtype by our name, and shape, of a tensor that is not written yet.
@@ -181,12 +181,15 @@ class Format(ABC):
             text = f"it has no codes of the table {spec.table}"
             return [Misfit("FORMAT_TARGET", text, "an evenly spaced grid (table None)")]
         if spec.bits not in self.bits:
-            held = _either(self.bits)
+            from qcore.formats.select import FORMATS  # the formats are built on this module
+
+            held = either(self.bits)
+            others = [fmt.name for fmt in FORMATS.values() if spec.bits in fmt.bits]
             return [
                 Misfit(
                     "FORMAT_TARGET",
                     f"it stores {held} bits, not {spec.bits}",
-                    f"{held} bits, or a format that holds {spec.bits} bits (gptq, gptq_v2, ct)",
+                    f"{held} bits, or a format that holds {spec.bits} bits ({', '.join(others)})",
                 )
             ]
         size = spec.resolved_group_size(in_features)
@@ -196,7 +199,7 @@ class Format(ABC):
                 Misfit(
                     "GROUP_INDIVISIBLE",
                     f"in_features is {in_features} and group_size {size} does not divide it",
-                    f"a group size of {_either([*legal, -1])} (-1: whole row)",
+                    f"a group size of {either([*legal, -1])} (-1: whole row)",
                 )
             ]
         return self.misfits(spec, out_features, in_features)
@@ -281,12 +284,4 @@ def _some(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_NAMED_LAYERS])
     return (
         shown if len(names) <= _NAMED_LAYERS else f"{shown} and {len(names) - _NAMED_LAYERS} more"
-    )
-
-
-def _either(values: Sequence[int]) -> str:
-    return (
-        ", ".join(map(str, values[:-1])) + " or " + str(values[-1])
-        if len(values) > 1
-        else str(values[0])
     )

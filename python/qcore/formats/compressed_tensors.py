@@ -33,7 +33,7 @@ from qcore.formats.reader import (
     require_bits,
     require_groups,
 )
-from qcore.spec import Array, QuantizedLinear, QuantSpec, ScaleDtype
+from qcore.spec import BITS, Array, QuantizedLinear, QuantSpec, ScaleDtype
 
 WORD_BITS = 32
 
@@ -43,7 +43,7 @@ class CompressedTensorsFormat(Format):
 
     name = "ct"
     quant_method = "compressed-tensors"
-    bits = (2, 3, 4, 8)
+    bits = BITS
 
     def scale_dtype(self, model_dtype: str) -> ScaleDtype:
         """The model's own dtype."""
@@ -144,7 +144,7 @@ class CompressedTensorsReader(QuantizedReader):
         super().__init__(
             {**settings, "bits": first["num_bits"], "group_size": first.get("group_size") or -1}
         )
-        self._widths = sorted({require_bits(entry["num_bits"]) for entry in weights})
+        self._widths = sorted({require_bits(entry["num_bits"], BITS) for entry in weights})
 
     def read(
         self, tensors: Tensors, layer: str, *, out_features: int, in_features: int
@@ -209,5 +209,5 @@ def _checked_group(name: str, group: Any, settings: Mapping[str, Any]) -> Mappin
     for key in ("input_activations", "output_activations"):
         if group.get(key) is not None:
             raise refused_setting(key, group[key], "weights-only quantization")
-    require_bits(weights.get("num_bits"))
+    require_bits(weights.get("num_bits"), BITS)
     return weights

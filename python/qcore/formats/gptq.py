@@ -39,7 +39,8 @@ from qcore.formats.reader import (
 )
 from qcore.spec import Array, QuantizedLinear, QuantSpec, ScaleDtype, UInt8Array
 
-# Fewest codes that fill whole 32-bit words, by code width; 32 codes of 3 bits fill three words.
+# Fewest codes that fill whole 32-bit words, by code width; 32 codes of 3 bits fill three words. 5
+# and 6 bits exist only as planes of GPTQModel's own, under the same labels.
 CODES_PER_PACK = {2: 16, 3: 32, 4: 8, 8: 4}
 _WORDS_OF_A_LINE = 16  # 64 bytes
 
@@ -48,7 +49,7 @@ class GptqFormat(Format):
     """GPTQ with the zeros stored the way of one checkpoint format."""
 
     quant_method = "gptq"
-    bits = (2, 3, 4, 8)
+    bits = tuple(CODES_PER_PACK)
     short_groups = True  # g_idx names the group of every input
     # What is subtracted from a zero before it is packed.
     zero_offset: ClassVar[int]
@@ -216,7 +217,7 @@ class GptqReader(QuantizedReader):
 
     def __init__(self, settings: Mapping[str, Any], *, label_is_guess: bool = False) -> None:
         super().__init__(settings)
-        require_bits(self.bits)
+        require_bits(self.bits, GptqFormat.bits)
         label = settings.get("checkpoint_format") or settings.get("format") or "gptq"
         if label_is_guess:
             label = "gptq"
@@ -241,7 +242,8 @@ class GptqReader(QuantizedReader):
     ) -> QuantizedLinear:
         """One layer; the width of its codes is what its words hold."""
         words = array_of(tensors, f"{layer}.qweight", ("int32",), (None, out_features))
-        bits = require_bits(words.shape[0] * 32 / in_features if in_features else 0)
+        held = words.shape[0] * 32 / in_features if in_features else 0
+        bits = require_bits(held, GptqFormat.bits)
         scales = array_of(tensors, f"{layer}.scales", SCALE_DTYPES, (None, out_features))
         n_groups = scales.shape[0]
         group_size = self._group_size(tensors, layer, in_features, n_groups)

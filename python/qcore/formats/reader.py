@@ -7,13 +7,13 @@ shapes; so no pattern of an untrusted config is ever run.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeAlias, cast
 
 import numpy as np
 
-from qcore.errors import FormatError, NumericalError, escaped
-from qcore.spec import BITS, Array, Float32Array, QuantizedLinear, QuantSpec, ScaleDtype, UInt8Array
+from qcore.errors import FormatError, NumericalError, either, escaped
+from qcore.spec import Array, Float32Array, QuantizedLinear, QuantSpec, ScaleDtype, UInt8Array
 
 SCALE_DTYPES = ("float16", "bfloat16", "float32")
 
@@ -164,11 +164,11 @@ def refused_setting(key: str, found: object, needed: str) -> FormatError:
     )
 
 
-def require_bits(bits: object) -> int:
-    """A width that has a layout."""
-    if bits not in BITS or isinstance(bits, bool):
-        raise refused_setting("bits", bits, "2, 3, 4 or 8 bits")
-    return int(bits)
+def require_bits(bits: object, widths: Sequence[int]) -> int:
+    """One of the widths that a format has."""
+    if bits not in widths or isinstance(bits, bool):
+        raise refused_setting("bits", bits, f"{either(widths)} bits")
+    return int(cast(int, bits))
 
 
 def _declared(settings: Mapping[str, Any], key: str, otherwise: int) -> int:

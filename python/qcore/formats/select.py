@@ -25,7 +25,8 @@ def choose_format(
     """The format of that name; "auto" takes the one that most runtimes load for these grids.
 
     auto: awq for 4 bits asymmetric, gptq (v1) for symmetric, gptq_v2 for other asymmetric widths
-    and for layers of different grids. Whether every layer fits is `Format.check`'s question.
+    and for layers of different grids; ct where a width is none of GPTQ's. Whether every layer fits
+    is `Format.check`'s question.
 
     Args:
         name: "auto" or a format's name.
@@ -39,6 +40,8 @@ def choose_format(
         grids = {(bits, symmetric), *((spec.bits, spec.symmetric) for spec in exceptions)}
         if grids == {(4, False)}:
             return FORMATS["awq"]
+        if any(width not in GptqV2.bits for width, _ in grids):
+            return FORMATS["ct"]
         return FORMATS["gptq" if all(fixed for _, fixed in grids) else "gptq_v2"]
     if name not in FORMATS:
         known = ["auto", *FORMATS]

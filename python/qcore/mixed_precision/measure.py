@@ -68,7 +68,7 @@ def sensitivity(
             it each layer is measured by "gptq".
         calib: a Calibration, or raw data to build one from. A part of it is held out.
         generic: text of another domain, for a recipe with a `generic_share`.
-        bits: widths, each 2, 3, 4 or 8, or with a group size of its own: "4g32".
+        bits: widths of a code, or with a group size of its own: "4g32".
         by: the best estimate to take, and those after it beside it: "kld": KL of the whole model's
             predictions; "fisher": the same KL as predicted from one backward pass; "loss": tr(ΔW H
             ΔWᵀ) / tr(W H Wᵀ), one forward pass.

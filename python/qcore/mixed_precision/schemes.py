@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from qcore.errors import ArgumentError, RecipeError, escaped
+from qcore.errors import ArgumentError, RecipeError, either, escaped
 from qcore.formats import FUSED_NAMES
 from qcore.spec import BITS, QuantSpec
 
@@ -42,7 +42,7 @@ class Scheme:
                 f"{escaped(repr(value))} is no width.",
                 found=value,
                 needed=BITS,
-                remedy='Use 2, 3, 4 or 8, with a group size of its own as in "4g32".',
+                remedy=f'Use {either(BITS)}, with a group size of its own as in "4g32".',
             )
         return cls(int(found[1]), int(found[2]) if found[2] else None)
 

@@ -100,7 +100,7 @@ void every_backend_gives_the_bytes_of_the_plain_code() {
     problem.n_strips = shape.strips;
     problem.in_features = columns;
     problem.group_size = shape.group_size;
-    for (const int bits : {2, 3, 4, 8}) {
+    for (const int bits : kCodeBits) {
       for (const bool symmetric : {false, true}) {
         for (const GridRule rule : {GridRule::kMinMax, GridRule::kWeighted, GridRule::kClipped}) {
           for (const Dtype dtype : {Dtype::kFloat16, Dtype::kBfloat16, Dtype::kFloat32}) {

@@ -151,9 +151,40 @@ void two_and_three_bits_take_no_more() {
   CHECK(lines[0].bytes[7] == 0xe4);
 }
 
+void five_and_six_bits_take_no_more() {
+  // Row 0: the word of an input, and the high bit in every other one. Row 1: the input.
+  PackedWeightView shape{nullptr, 2, 32, 32, 5, Dtype::kFloat16, 16};
+  CHECK(packed_weight_bytes(shape) == (4 * 5 + 2) * 64);
+  std::vector<uint8_t> codes(64);
+  for (size_t i = 0; i < 32; ++i) {
+    codes[i] = static_cast<uint8_t>(16 * (i / 4 % 2) + i / 4);
+    codes[32 + i] = static_cast<uint8_t>(i);
+  }
+  const float scales[2] = {1.0f, 1.0f};
+  uint8_t zeros[2] = {16, 16};
+  Line lines[22];
+  pack_weight(codes.data(), scales, zeros, shape, lines[0].bytes);
+  for (size_t i = 0; i < 4; ++i) {
+    CHECK(lines[0].bytes[i] == 0x10);  // words 0 and 1, less 16
+    CHECK(lines[3].bytes[i] == 0x76);
+    CHECK(lines[4].bytes[i] == 0xaa);  // every other word has its high bit
+    CHECK(lines[0].bytes[4 + i] == (4 + i) * 16 + i);
+    CHECK(lines[2].bytes[4 + i] == (4 + i) * 16 + i);
+    CHECK(lines[4].bytes[4 + i] == 0xf0);
+  }
+  shape = PackedWeightView{nullptr, 2, 16, 16, 6, Dtype::kFloat16, 32};
+  CHECK(packed_weight_bytes(shape) == (4 * 3 + 2) * 64);
+  zeros[0] = zeros[1] = 32;
+  for (size_t i = 0; i < 16; ++i) codes[i] = codes[16 + i] = static_cast<uint8_t>(17 * (i / 4));
+  pack_weight(codes.data(), scales, zeros, shape, lines[0].bytes);
+  CHECK(lines[0].bytes[0] == 0x10);
+  CHECK(lines[1].bytes[0] == 0x32);
+  CHECK(lines[2].bytes[7] == 0xe4);  // the words' high bits: 0, 1, 2, 3
+}
+
 // Every product of a group at its largest: sixteen bits must not saturate on the way.
 void the_largest_int8_sums_are_exact() {
-  for (const int kind : {2, 3, 4, 8, kTable}) {
+  for (const int kind : {2, 3, 4, 5, 6, 8, kTable}) {
     const int bits = kind == kTable ? 4 : kind;
     for (const bool high : {false, true}) {
       PackedWeightView view{nullptr, 16, 64, 64, bits, Dtype::kFloat16};
@@ -216,7 +247,7 @@ void scales_take_the_narrowest_exact_type() {
 
 void packing_and_unpacking_are_inverse() {
   Numbers numbers;
-  for (const int bits : {2, 3, 4, 8}) {
+  for (const int bits : kCodeBits) {
     for (const int64_t N : {0, 1, 15, 16, 17, 40}) {
       const Layer layer(N, 90, 15, bits, numbers, N == 17);
       CHECK(layer.view.shared_zero == (N == 17 ? 1 << (bits - 1) : kOwnZeros));
@@ -288,7 +319,7 @@ void check_product(const Layer& layer, const std::vector<float>& x, int64_t M,
 
 void every_backend_is_within_its_bound() {
   Numbers numbers;
-  for (const int bits : {2, 3, 4, 8, kTable}) {
+  for (const int bits : {2, 3, 4, 5, 6, 8, kTable}) {
     for (const int64_t group_size : {32, 64, 192, 12, 80, 191, 200}) {
       for (const int64_t M : {1, 3, 7, 8, 16, 17}) {
         const Layer layer(33, 192, group_size, bits, numbers, M == 7);
@@ -318,6 +349,8 @@ void weights_beside_each_other_give_the_bytes_of_one_alone() {
   layers.emplace_back(33, K, 64, 3, numbers);
   layers.emplace_back(0, K, 64, 4, numbers);
   layers.emplace_back(64, K, 32, 8, numbers);
+  layers.emplace_back(80, K, 32, 5, numbers);
+  layers.emplace_back(17, K, 32, 6, numbers);
   layers.emplace_back(700, K, 32, kTable, numbers);
   layers.emplace_back(20, K, 32, kTable, numbers);
   int64_t width = 0;
@@ -372,7 +405,7 @@ void weights_beside_each_other_give_the_bytes_of_one_alone() {
 void refuses_what_it_cannot_take() {
   CHECK_THROWS(packed_weight_bytes(PackedWeightView{nullptr, 4, 100, 0, 4, Dtype::kFloat16}),
                ArgumentError);
-  CHECK_THROWS(packed_weight_bytes(PackedWeightView{nullptr, 4, 100, 50, 5, Dtype::kFloat16}),
+  CHECK_THROWS(packed_weight_bytes(PackedWeightView{nullptr, 4, 100, 50, 7, Dtype::kFloat16}),
                ArgumentError);
   CHECK_THROWS(packed_weight_bytes(PackedWeightView{nullptr, 4, 70000, 70000, 4, Dtype::kFloat16}),
                ArgumentError);
@@ -412,6 +445,7 @@ void refuses_what_it_cannot_take() {
 int main() {
   the_layout_is_as_described();
   two_and_three_bits_take_no_more();
+  five_and_six_bits_take_no_more();
   the_worked_row_is_as_documented();
   scales_take_the_narrowest_exact_type();
   packing_and_unpacking_are_inverse();

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "check.h"
+#include "quant/spec.h"
 
 namespace qcore {
 namespace {
@@ -19,14 +20,24 @@ bool bit_of(const std::vector<int32_t>& line, int64_t bit) {
   return (word >> (bit % 32) & 1U) != 0;
 }
 
-void test_worked_words_of_three_bits() {
-  std::vector<uint8_t> codes(32);
-  for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i % 8);
-  std::vector<int32_t> words(3);
-  pack_rows(matrix_view<const uint8_t>(codes.data(), 1, 32), 3, matrix_view(words.data(), 1, 3));
-  CHECK(static_cast<uint32_t>(words[0]) == 0x88FAC688U);
-  CHECK(static_cast<uint32_t>(words[1]) == 0xC688FAC6U);
-  CHECK(static_cast<uint32_t>(words[2]) == 0xFAC688FAU);
+// The codes 0, step, 2 · step, ... modulo 2^bits, whole words of them.
+std::vector<uint32_t> packed_steps(int64_t count, int step, int bits) {
+  std::vector<uint8_t> codes(static_cast<size_t>(count));
+  for (size_t i = 0; i < codes.size(); ++i) {
+    codes[i] = static_cast<uint8_t>(i * static_cast<size_t>(step) % (size_t{1} << bits));
+  }
+  std::vector<int32_t> words(static_cast<size_t>(packed_words(count, bits)));
+  pack_rows(matrix_view<const uint8_t>(codes.data(), 1, count), bits,
+            matrix_view(words.data(), 1, packed_words(count, bits)));
+  return {words.begin(), words.end()};
+}
+
+// docs/formats.md
+void test_worked_words_that_straddle() {
+  CHECK((packed_steps(32, 1, 3) == std::vector<uint32_t>{0x88FAC688, 0xC688FAC6, 0xFAC688FA}));
+  CHECK((packed_steps(32, 1, 5) ==
+         std::vector<uint32_t>{0x8A418820, 0xC5A92839, 0xCA307B9A, 0x38BDAB49, 0xFFBBCDEB}));
+  CHECK((packed_steps(16, 4, 6) == std::vector<uint32_t>{0x10308100, 0x89207185, 0xF38D30B2}));
 }
 
 void test_every_bit_and_the_way_back(int64_t rows, int64_t columns, int bits) {
@@ -88,15 +99,15 @@ void test_refuses_what_it_cannot_pack() {
   CHECK_THROWS(pack_rows(view, 4, matrix_view(words.data(), 1, 1)), ArgumentError);
   CHECK_THROWS(pack_columns(view, 4, matrix_view(words.data(), 1, 8)), ArgumentError);
   CHECK_THROWS(pack_rows(view, 8, matrix_view(words.data(), 1, 1)), ArgumentError);
-  CHECK_THROWS(pack_rows(view, 5, matrix_view(words.data(), 1, 2)), ArgumentError);
+  CHECK_THROWS(pack_rows(view, 7, matrix_view(words.data(), 1, 2)), ArgumentError);
 }
 
 }  // namespace
 }  // namespace qcore
 
 int main() {
-  qcore::test_worked_words_of_three_bits();
-  for (const int bits : {2, 3, 4, 8}) {
+  qcore::test_worked_words_that_straddle();
+  for (const int bits : qcore::kCodeBits) {
     for (const int64_t rows : {0, 1, 7, 8, 31, 33, 64}) {
       for (const int64_t columns : {0, 1, 5, 8, 31, 32, 97}) {
         qcore::test_every_bit_and_the_way_back(rows, columns, bits);

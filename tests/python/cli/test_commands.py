@@ -95,7 +95,7 @@ def test_quantize_refuses_an_output_that_exists(
         (["/no/such/model", "--method", "rtn"], "MODEL_NOT_FOUND"),
         ([MODEL], "CALIB_MISSING"),
         ([MODEL, "--calib", "/no/such/chats.jsonl"], "CALIB_MISSING"),
-        ([MODEL, "--method", "rtn", "--bits", "5"], "RECIPE_VALUE"),
+        ([MODEL, "--method", "rtn", "--bits", "7"], "RECIPE_VALUE"),
         ([MODEL, "--method", "rtn", "--bits", "3"], "LOW_BIT"),
         ([MODEL, "--method", "rtn", "--bits", "8", "--format", "awq"], "FORMAT_TARGET"),
         ([MODEL, "--method", "rtn", "--keep", "*.nothing"], "RECIPE_NO_MATCH"),

@@ -111,7 +111,7 @@ def test_they_print_their_calls(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["sensitivity", MODEL, "-o", "s.json"], "Missing option '--calib'"),
         (["sensitivity", MODEL, *CALIB], "Missing option '-o'"),
-        (["sensitivity", MODEL, *CALIB, "-o", "s", "--bits", "4,5"], "'5' is no width"),
+        (["sensitivity", MODEL, *CALIB, "-o", "s", "--bits", "4,7"], "'7' is no width"),
         (["sensitivity", MODEL, *CALIB, "-o", "s", "--bits", ","], "list of widths is empty"),
         (["sensitivity", MODEL, *CALIB, "-o", "nowhere/s.json"], "is no folder"),
         (["sensitivity", MODEL, *CALIB, "-o", "."], "OUTPUT_EXISTS"),

@@ -15,7 +15,7 @@ from qcore import _core
 from qcore.errors import ArgumentError, NumericalError, RecipeError
 from qcore.formats import FORMATS, choose_format, second_reader
 from qcore.formats.base import with_fused_names, without_code_keys
-from qcore.spec import QuantizedLinear, QuantSpec
+from qcore.spec import BITS, QuantizedLinear, QuantSpec
 
 # code(o, i) = (3 o + i) mod 16, the block that runs through docs/formats.md.
 BLOCK = ((3 * np.arange(8)[:, None] + np.arange(8)) % 16).astype(np.uint8)
@@ -86,6 +86,15 @@ def test_three_bits_straddle_as_documented() -> None:
     assert words(FORMATS["ct"].encode(layer)["weight_packed"][0]) == expected
 
 
+def test_five_and_six_bits_straddle_as_documented() -> None:
+    five = layer_of(np.arange(32)[None], np.full((1, 1), 16), QuantSpec(5, 32, symmetric=True))
+    found = words(FORMATS["ct"].encode(five)["weight_packed"])
+    assert found == "8A418820 C5A92839 CA307B9A 38BDAB49 FFBBCDEB"
+    six = layer_of(4 * np.arange(16)[None], np.full((1, 1), 32), QuantSpec(6, 16, symmetric=True))
+    found = words(FORMATS["ct"].encode(six)["weight_packed"])
+    assert found == "10308100 89207185 F38D30B2"
+
+
 def test_awq_worked_example() -> None:
     tensors = FORMATS["awq"].encode(ROW_BLOCK)
     assert tensors["qweight"].shape == (8, 1)
@@ -131,7 +140,7 @@ def test_round_trip_through_both_readers(name: str, bits: int, symmetric: bool, 
     assert np.array_equal(zeros, layer.zeros)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 33), (5, 7), (31, 97), (33, 31), (0, 8)])
 def test_compressed_tensors_takes_odd_sizes(bits: int, rows: int, columns: int) -> None:
     spec = QuantSpec(bits, -1)
@@ -144,9 +153,7 @@ def test_compressed_tensors_takes_odd_sizes(bits: int, rows: int, columns: int) 
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.sampled_from([2, 3, 4, 8]), st.integers(0, 70), st.integers(0, 70), st.integers(0, 2**32 - 1)
-)
+@given(st.sampled_from(BITS), st.integers(0, 70), st.integers(0, 70), st.integers(0, 2**32 - 1))
 def test_packing_has_an_inverse(bits: int, rows: int, columns: int, seed: int) -> None:
     codes = np.random.default_rng(seed).integers(0, 2**bits, (rows, columns), dtype=np.uint8)
     assert np.array_equal(_core.unpack_rows(_core.pack_rows(codes, bits), bits, columns), codes)
@@ -200,6 +207,8 @@ def test_a_layer_that_contradicts_its_spec_is_refused() -> None:
         (8, True, "gptq"),
         (8, False, "gptq_v2"),
         (3, False, "gptq_v2"),
+        (5, False, "ct"),
+        (6, True, "ct"),
     ],
 )
 def test_auto_takes_what_most_runtimes_load(bits: int, symmetric: bool, chosen: str) -> None:
@@ -214,12 +223,21 @@ def test_auto_takes_what_most_runtimes_load(bits: int, symmetric: bool, chosen: 
         (4, False, QuantSpec(8, 64, False), "gptq_v2"),
         (4, True, QuantSpec(8, 64, True), "gptq"),
         (4, True, QuantSpec(4, 64, False), "gptq_v2"),
+        (4, True, QuantSpec(6, 64, True), "ct"),
     ],
 )
 def test_auto_takes_one_that_holds_every_layer(
     bits: int, symmetric: bool, exception: QuantSpec, chosen: str
 ) -> None:
     assert choose_format("auto", bits, symmetric, [exception]).name == chosen
+
+
+@pytest.mark.parametrize("name", ["gptq", "gptq_v2", "awq"])
+@pytest.mark.parametrize("bits", [5, 6])
+def test_widths_that_only_ct_has_are_refused_with_its_name(name: str, bits: int) -> None:
+    with pytest.raises(RecipeError, match=rf"not {bits} \(a\).*holds {bits} bits \(ct\)") as told:
+        FORMATS[name].check({"a": (QuantSpec(bits, 32, True), 64, 64)})
+    assert told.value.code == "FORMAT_TARGET"
 
 
 def test_an_unknown_format_answers_with_the_nearest() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from qcore.errors import FormatError, NumericalError
 from qcore.formats import FORMATS, QuantizedReader, detect
-from qcore.spec import QuantizedLinear, QuantSpec
+from qcore.spec import BITS, QuantizedLinear, QuantSpec
 
 LAYER = "model.layers.0.mlp.up_proj"
 Settings = dict[str, Any]
@@ -109,7 +109,7 @@ def test_reads_a_short_last_group_from_g_idx(name: str, group: int, columns: int
         assert told.value.code == "SHAPE_MISMATCH"
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_reads_odd_sizes_of_compressed_tensors(bits: int) -> None:
     layer = random_layer(QuantSpec(bits, -1), rows=5, columns=33)
     require_equal(read(*checkpoint_of("ct", layer), rows=5, columns=33), layer)
@@ -121,6 +121,21 @@ def test_widths_of_a_mixture_come_from_the_words() -> None:
         _, tensors = checkpoint_of(name, layer)
         mixed = FORMATS[name].quantization_config(QuantSpec(4, 32), {LAYER: QuantSpec(8, 32)}, [])
         require_equal(read(mixed, tensors), layer)
+
+
+@pytest.mark.parametrize("bits", [5, 6, 7])
+def test_gptq_files_of_widths_in_planes_are_refused(bits: int) -> None:
+    """GPTQModel's own layout of 5 to 7 bits has the tensors of another one."""
+    layer = random_layer(QuantSpec(4, 32))
+    settings, tensors = checkpoint_of("gptq_v2", layer)
+    with pytest.raises(FormatError, match="bits") as told:
+        read({**settings, "bits": bits}, tensors)
+    assert told.value.code == "CONFIG_VALUE"
+    # As many words as codes of that width would fill, under a config that speaks of 4 bits.
+    words = Held(np.zeros((96 * bits // 32, 64), np.int32))
+    with pytest.raises(FormatError, match="bits") as told:
+        read(settings, {**tensors, f"{LAYER}.qweight": words})
+    assert told.value.needed == "2, 3, 4 or 8 bits"
 
 
 def test_an_unquantized_checkpoint_has_no_reader() -> None:
@@ -223,7 +238,7 @@ def group_with(**changes: Any) -> Settings:
         ({**CT, "config_groups": {"group_0": None}}, "integer weights"),
         (group_with(format="int-quantized"), "int-quantized"),
         (group_with(weights={"type": "float"}), "float"),
-        (group_with(weights={"num_bits": 6}), "6"),
+        (group_with(weights={"num_bits": 7}), "7"),
         (group_with(weights={"strategy": "block"}), "block"),
         (group_with(input_activations={"num_bits": 8}), "input_activations"),
         ({"quant_method": "auto-round", "packing_format": "auto_round:exllama"}, "exllama"),

@@ -12,10 +12,10 @@ import pytest
 from backends import backends_of, forced_backend, forced_threads
 
 from qcore import _core
+from qcore.spec import BITS
 
 BACKENDS = backends_of("packed_matmul")
 ACTIVATIONS = ("float32", "bfloat16", "int8")
-BITS = (2, 3, 4, 8)
 
 
 @dataclass
@@ -357,8 +357,8 @@ def test_rejects_a_zero_above_its_range():
 
 def test_rejects_unknown_bits_and_activations(rng):
     arrays = np.zeros((4, 32), np.uint8), np.ones((4, 1), np.float32), np.zeros((4, 1), np.uint8)
-    with pytest.raises(ValueError, match=r"bits is 5\. Use one of 2, 3, 4, 8"):
-        _core.PackedWeight(*arrays, 5, 32)
+    with pytest.raises(ValueError, match=r"bits is 7\. Use 2, 3, 4, 5, 6 or 8"):
+        _core.PackedWeight(*arrays, 7, 32)
     packed = _core.PackedWeight(*arrays, 4, 32)
     with pytest.raises(ValueError, match=r'activations is "int4"'):
         _core.packed_matmul(np.zeros((1, 32), np.float32), packed, activations="int4")

@@ -200,7 +200,7 @@ def test_another_file_is_refused_by_name(tmp_path, text):
         ("bits", [], "ArgumentError: The list of widths is empty"),
         ("bits", ["3", "4", "4g32", "8"], "KeyError: '4g32'"),
         ("units", [], "ValueError: it has no units"),
-        ("recipe", {"bits": 5}, "RecipeError: .*bits"),
+        ("recipe", {"bits": 7}, "RecipeError: .*bits"),
     ],
 )
 def test_a_damaged_file_is_refused_by_what_is_wrong(measured, tmp_path, key, value, said):
@@ -261,7 +261,7 @@ def test_threads_and_the_order_of_widths_change_nothing(model, calibration):
     ("options", "error", "said"),
     [
         ({"bits": []}, ArgumentError, "The list of widths is empty"),
-        ({"bits": [5]}, ArgumentError, "5 is no width"),
+        ({"bits": [7]}, ArgumentError, "7 is no width"),
         ({"bits": ["4x"]}, ArgumentError, "'4x' is no width"),
         ({"bits": [True]}, ArgumentError, "True is no width"),
         ({"bits": ["4g0"]}, ArgumentError, "no width"),

@@ -9,8 +9,7 @@ from oracle.rtn import dequantize as oracle_dequantize
 
 from qcore import _core
 from qcore.errors import ArgumentError, DtypeError, NumericalError
-
-BITS = (2, 3, 4, 8)
+from qcore.spec import BITS
 
 
 def rounded(weight, spec: Spec):
@@ -129,7 +128,7 @@ def test_dequantize_is_scale_times_code_minus_zero(shape, rng):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"bits": 5}, "bits is 5. Use 2, 3, 4 or 8"),
+        ({"bits": 7}, "bits is 7. Use 2, 3, 4, 5, 6 or 8"),
         ({"group_size": 0}, "group_size is 0"),
         ({"scale_dtype": "half"}, 'scale_dtype is "half"'),
     ],

@@ -14,6 +14,7 @@ import qcore
 from qcore import _core, job
 from qcore.errors import MissingInputError, NumericalError, OutputError, QcoreError, RecipeError
 from qcore.recipe import Recipe
+from qcore.spec import BITS
 
 METHODS = ("rtn", "gptq", "awq", "awq+gptq")
 SMALL = {"n_samples": 16, "max_length": 96}
@@ -55,7 +56,7 @@ def test_every_method_gives_an_artifact_near_the_original(
     artifact.verify(full=True)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group_size", [32, 64, 128, 256, -1])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_every_grid_is_written_and_read_back(

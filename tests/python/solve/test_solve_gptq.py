@@ -12,13 +12,11 @@ from problems import correlated_hessian, gptq, layer_loss, same_bytes, weights_f
 
 from qcore import _core
 from qcore.errors import ArgumentError, DtypeError, NumericalError
+from qcore.spec import BITS
 
 BACKENDS = backends_of("column_loop")
 SPECS = [
-    Spec(bits, g, symmetric)
-    for bits in (2, 3, 4, 8)
-    for g in (16, 40, 96)
-    for symmetric in (False, True)
+    Spec(bits, g, symmetric) for bits in BITS for g in (16, 40, 96) for symmetric in (False, True)
 ]
 
 

@@ -11,6 +11,7 @@ from oracle.grid import Spec, error_of
 from problems import correlated_hessian, same_bytes, weights_f16
 
 from qcore import _core
+from qcore.spec import BITS
 
 BACKENDS = backends_of("column_loop")
 SHAPES = [
@@ -26,7 +27,7 @@ SHAPES = [
 ]
 SPECS = [
     Spec(bits, 1, symmetric, signed, dtype)
-    for bits in (2, 3, 4, 8)
+    for bits in BITS
     for symmetric, signed in ((False, False), (True, True), (True, False))
     for dtype in ("float16", "bfloat16")
 ]
@@ -83,7 +84,7 @@ def test_weighted_rounding_finds_the_oracle_s_error(spec, rng):
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_clipped_rounding_equals_the_oracle_but_for_ties(bits, symmetric, rng):
     N, K = 12, 90
     weight, grid = weights_f16(rng, N, K), Spec(bits, 32, symmetric)
