@@ -1,4 +1,4 @@
-"""packed_matmul: 3, 4 and 8 bits and NF4, int8, bfloat16 and float32 activations.
+"""packed_matmul: 3, 4, 5, 6 and 8 bits and NF4, int8, bfloat16 and float32 activations.
 
 FLOP = 2 · M · N · K. Bytes = the packed weight (scales and zeros in it), x, y. One row to 16 are timed cold: a run is
 8 products one after the other, each with the next of several copies of the weight, as a decode step goes through its
@@ -25,7 +25,13 @@ Q4_0_FEW = {1: 1.10, 4: None, 8: 2.0, 16: 2.0}  # rows -> times the tokens/s of 
 LAYERS = 8  # in one run of few rows
 QUICK_Q4_0 = 8
 Q4_0_PAIRS = 16  # the peers' runs of sixteen rows take 50 ms
-MORE_CODES = (("8 bits", 8, False), ("3 bits", 3, False), ("NF4", 4, True))
+MORE_CODES = (
+    ("8 bits", 8, False),
+    ("6 bits", 6, False),
+    ("5 bits", 5, False),
+    ("3 bits", 3, False),
+    ("NF4", 4, True),
+)
 
 
 def contender(

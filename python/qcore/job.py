@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from qcore.assignment import SMALLEST_SAFE_BITS, Assignment, assign
 from qcore.calibrate import pass_activations
@@ -25,6 +25,10 @@ from qcore.token_weights import require_gradients
 if TYPE_CHECKING:
     from qcore.checkpoint.architectures import DecoderPlan
     from qcore.data.calibration import Calibration
+
+
+# Bits, and a group size where it is not the recipe's.
+Width: TypeAlias = tuple[int, int | None]
 
 
 @dataclass
@@ -47,11 +51,13 @@ def settle(
     format: str,
     report: Progress,
     generic: Calibration | str | Path | Iterable[Any] | None = None,
+    *,
+    widths: Iterable[Width] = (),
 ) -> Job:
-    """Every refusal that needs no work comes from here."""
+    """Every refusal that needs no work comes from here. `widths`: as for `proposed_layout`."""
     _require_original(model)
     _require_share(recipe, generic)
-    chosen, assignment = layout(recipe, model.plan, model.dtype, format)
+    chosen, assignment = layout(recipe, model.plan, model.dtype, format, widths)
     if recipe.needs_data:
         require_gradients(model, recipe)
     calibration = _mixture(model, recipe, _calibration(model, recipe, calib), generic)
@@ -65,15 +71,41 @@ def settle(
     return job
 
 
-def layout(recipe: Recipe, plan: DecoderPlan, dtype: str, format: str) -> tuple[Format, Assignment]:
-    """The format, and the grids that it holds.
+def layout(
+    recipe: Recipe, plan: DecoderPlan, dtype: str, format: str, widths: Iterable[Width] = ()
+) -> tuple[Format, Assignment]:
+    """`proposed_layout` of a recipe that the format holds.
+
+    Raises:
+        RecipeError: FORMAT_TARGET, GROUP_INDIVISIBLE or PACK_INDIVISIBLE, naming every layer.
+    """
+    chosen, assignment = proposed_layout(recipe, plan, dtype, format, widths)
+    chosen.check(_shapes(plan, assignment))
+    return chosen, assignment
+
+
+def proposed_layout(
+    recipe: Recipe, plan: DecoderPlan, dtype: str, format: str, widths: Iterable[Width] = ()
+) -> tuple[Format, Assignment]:
+    """The format, and the grids that the recipe has in it.
 
     awq has one group size for the whole file. Where "auto" means it and that size would not be the
     one asked for, gptq_v2 is taken, whose last groups may be short.
+
+    Args:
+        recipe, plan: the grids of all layers.
+        dtype: the model's.
+        format: "auto" or a format's name.
+        widths: what layers may become besides; "auto" takes a format that holds these too.
     """
     # The format depends on the layers' grids, and the type of their scales on the format.
     asked = assign(recipe, plan, "float16")
-    chosen = choose_format(format, recipe.bits, recipe.symmetric, asked.exceptions.values())
+    grids = [asked.default, *asked.specs.values()]
+    grids += [
+        replace(asked.default, bits=bits, group_size=size or asked.default.group_size)
+        for bits, size in widths
+    ]
+    chosen = choose_format(format, grids)
     assignment = assign(recipe, plan, chosen.scale_dtype(dtype), chosen)
     if format == "auto" and chosen.one_group_size and not _same_groups(plan, asked, assignment):
         other = FORMATS["gptq_v2"]
@@ -86,7 +118,6 @@ def layout(recipe: Recipe, plan: DecoderPlan, dtype: str, format: str) -> tuple[
                 f"every layer {'whole rows' if size == -1 else f'groups of {size}'}."
             )
             return other, replace(found, regrouped=told)
-    chosen.check(_shapes(plan, assignment))
     return chosen, assignment
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from qcore.cli.shared import Shared, new_file, python_call, shared_options
+from qcore.errors import either
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)?")
@@ -47,7 +48,7 @@ def bytes_of(ctx: click.Context, param: click.Parameter, value: str | None) -> i
     "--format",
     "format_name",
     type=click.Choice(["auto", "gptq", "gptq_v2", "awq", "ct"]),
-    help="Layout of the artifact; awq holds 4 and 16 bits only. [auto]",
+    help="Layout of the artifact; awq holds 4 and 16 bits only. [auto: one that holds all widths]",
 )
 @click.option(
     "--by",
@@ -110,10 +111,12 @@ def command(
     if out:
         new_file(out, overwrite=overwrite)
     import qcore
+    from qcore.formats import FORMATS
 
     with shared.reporter() as progress:
         found = qcore.mix(model, measured, progress=progress, **given)  # type: ignore[arg-type]
-    lines = str(found).splitlines()
+    held = either(FORMATS[found.format].bits)
+    lines = [*str(found).splitlines(), f"format       {found.format}, which holds {held} bits"]
     if out:
         found.save(out)
         lines.append(f"done         {out}")

@@ -46,7 +46,8 @@ def widths_of(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     "--bits",
     callback=widths_of,
     metavar="N,N,...",
-    help="Widths to try: 2, 3, 4, 5, 6, 8; 4g32 is 4 bits in groups of 32. [3,4,8]",
+    help="Widths to try: 2, 3, 4, 5, 6, 8; 4g32 is 4 bits in groups of 32. [3,4,5,6,8, of those "
+    "that the format holds]",
 )
 @click.option(
     "--by",
@@ -60,7 +61,7 @@ def widths_of(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     "--format",
     "format_name",
     type=click.Choice(["auto", "gptq", "gptq_v2", "awq", "ct"]),
-    help="Layout whose scales are meant. [auto]",
+    help="Layout whose scales are meant. [auto: one that holds all widths]",
 )
 @click.option("--n-samples", type=int, help="Calibration samples. [256]")
 @click.option("--max-length", type=int, help="Tokens per sample. [2048]")

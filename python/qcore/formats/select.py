@@ -19,30 +19,27 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def choose_format(
-    name: str, bits: int, symmetric: bool, exceptions: Iterable[QuantSpec] = ()
-) -> Format:
+def choose_format(name: str, grids: Iterable[QuantSpec]) -> Format:
     """The format of that name; "auto" takes the one that most runtimes load for these grids.
 
-    auto: awq for 4 bits asymmetric, gptq (v1) for symmetric, gptq_v2 for other asymmetric widths
-    and for layers of different grids; ct where a width is none of GPTQ's. Whether every layer fits
-    is `Format.check`'s question.
+    auto: awq for 4 bits asymmetric in one group size, gptq (v1) for symmetric, gptq_v2 for other
+    asymmetric grids; ct where a width is none of GPTQ's. Whether every layer fits is
+    `Format.check`'s question.
 
     Args:
         name: "auto" or a format's name.
-        bits, symmetric: the grid of most layers.
-        exceptions: the grids of the other layers.
+        grids: of all layers, each once or more.
 
     Raises:
         RecipeError: FORMAT_TARGET, with the nearest name.
     """
     if name == "auto":
-        grids = {(bits, symmetric), *((spec.bits, spec.symmetric) for spec in exceptions)}
-        if grids == {(4, False)}:
-            return FORMATS["awq"]
-        if any(width not in GptqV2.bits for width, _ in grids):
+        kinds = {(spec.bits, spec.symmetric, spec.group_size) for spec in grids}
+        if any(bits not in GptqV2.bits for bits, _, _ in kinds):
             return FORMATS["ct"]
-        return FORMATS["gptq" if all(fixed for _, fixed in grids) else "gptq_v2"]
+        if len(kinds) == 1 and all((bits, fixed) == (4, False) for bits, fixed, _ in kinds):
+            return FORMATS["awq"]
+        return FORMATS["gptq" if all(fixed for _, fixed, _ in kinds) else "gptq_v2"]
     if name not in FORMATS:
         known = ["auto", *FORMATS]
         near = get_close_matches(name, known, n=1)

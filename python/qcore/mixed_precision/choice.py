@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from qcore.assignment import Assignment, assign
+from qcore.assignment import Assignment
 from qcore.errors import ArgumentError, RecipeError, escaped
 from qcore.formats import (
     FORMATS,
-    Format,
     LayerShape,
-    choose_format,
     planned_bytes,
     tensor_bytes,
 )
+from qcore.job import proposed_layout
 from qcore.mixed_precision.knapsack import least_damage
 from qcore.mixed_precision.result import ESTIMATE_NAMES
 from qcore.mixed_precision.schemes import Scheme, Unit, free_layers, units_of
@@ -101,15 +100,13 @@ class Chooser:
 
     def __init__(self, model: Model, sensitivity: Sensitivity, format: str, *, fused: bool) -> None:
         recipe, schemes = sensitivity.recipe, sensitivity.schemes
-        default = QuantSpec(recipe.bits, sensitivity.group_size, recipe.symmetric)
-        planned = assign(recipe, model.plan, "float16").specs
-        free = free_layers(recipe, planned)
-        grids = [scheme.spec(default) for scheme in schemes]
-        grids += [spec for name, spec in planned.items() if name not in free]
-        self.format: Format = choose_format(format, grids[0].bits, recipe.symmetric, grids)
+        # The recipe's own width is none of theirs, where it was not measured.
+        planned = recipe.with_(bits=schemes[0].bits)
+        widths = [(scheme.bits, scheme.group_size) for scheme in schemes]
+        self.format, self._base = proposed_layout(planned, model.plan, model.dtype, format, widths)
         self.scale_dtype: ScaleDtype = self.format.scale_dtype(model.dtype)
+        free = free_layers(recipe, self._base.specs)
         self._model = model
-        self._base = assign(recipe, model.plan, self.scale_dtype, self.format)
         self._estimates = sensitivity.estimates
         self.fixed = {name: s for name, s in self._base.specs.items() if name not in free}
         self.units = units_of(model.plan, free, fused=fused)
@@ -262,11 +259,12 @@ class Chooser:
         held = {s for menus in self._alternatives for menu in menus for s in menu}
         missing = [s for s in schemes if s not in held]
         if missing:
-            mixed = [fmt.name for fmt in FORMATS.values() if len(fmt.bits) > 1]
+            widths = {scheme.bits for scheme in missing}
+            others = [fmt.name for fmt in FORMATS.values() if widths.issubset(fmt.bits)]
             warn(
-                f"The format {self.format.name} cannot hold {' and '.join(map(str, missing))} bits; "
-                "layers are protected by leaving them at 16. "
-                f"Formats with a width per layer: {', '.join(mixed)}.",
+                f"The format {self.format.name} cannot hold {' and '.join(map(str, missing))} bits "
+                "beside the others; they are left out, and a layer may stay at 16. "
+                f"Formats of these widths: {', '.join(others)}.",
                 "FORMAT_TARGET",
             )
 
@@ -381,7 +379,7 @@ def _require_between(
             code="BUDGET_TOO_SMALL",
             found=asked,
             needed=smallest,
-            remedy="Allow more, or measure narrower widths: qcore sensitivity --bits 2,3,4,8.",
+            remedy="Allow more, or measure narrower widths: qcore sensitivity --bits 2,3,4.",
         )
     if asked >= largest:
         raise RecipeError(

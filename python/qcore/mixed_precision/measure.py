@@ -24,9 +24,9 @@ from qcore.mixed_precision.fisher import Fisher, predicted_kl
 from qcore.mixed_precision.held_out import HeldOut, split
 from qcore.mixed_precision.result import ESTIMATES, Damage, Measured, Sensitivity
 from qcore.mixed_precision.schemes import (
-    DEFAULT_BITS,
     Scheme,
     Unit,
+    default_bits,
     free_layers,
     schemes_of,
     units_of,
@@ -53,7 +53,7 @@ def sensitivity(
     *,
     calib: Calibration | str | Path | Iterable[Any] | None,
     generic: Calibration | str | Path | Iterable[Any] | None = None,
-    bits: Iterable[object] = DEFAULT_BITS,
+    bits: Iterable[object] | None = None,
     by: str = "kld",
     n_tokens: int = HELD_OUT_TOKENS,
     format: str = "auto",
@@ -68,12 +68,13 @@ def sensitivity(
             it each layer is measured by "gptq".
         calib: a Calibration, or raw data to build one from. A part of it is held out.
         generic: text of another domain, for a recipe with a `generic_share`.
-        bits: widths of a code, or with a group size of its own: "4g32".
+        bits: widths to try, each a number or with a group size of its own, "4g32"; None: 3, 4, 5, 6
+            and 8, as far as the format holds them.
         by: the best estimate to take, and those after it beside it: "kld": KL of the whole model's
             predictions; "fisher": the same KL as predicted from one backward pass; "loss": tr(ΔW H
             ΔWᵀ) / tr(W H Wᵀ), one forward pass.
         n_tokens: about how many tokens are held out for KL; twice the tokens, twice the time.
-        format: the artifact format whose scales are meant.
+        format: the artifact format whose scales are meant; "auto": one that holds all widths.
         progress: as for `quantize`.
 
     Returns:
@@ -88,7 +89,7 @@ def sensitivity(
         )
     if isinstance(n_tokens, bool) or not isinstance(n_tokens, int) or n_tokens < 2:
         raise ArgumentError(f"n_tokens is {n_tokens!r}.", remedy="Use a whole number from 2.")
-    schemes = schemes_of(bits)
+    schemes = schemes_of(default_bits(format) if bits is None else bits)
     opened = model if isinstance(model, Model) else open_model(model)
     if by == "fisher" and _has_experts(opened):
         raise ArgumentError(
@@ -100,7 +101,9 @@ def sensitivity(
     recipe = recipe or Recipe()
     with reporter(progress) as report:
         calibration = _calibration(opened, recipe, calib)
-        job = settle(opened, _for_single_layers(recipe), calibration, format, report, generic)
+        single = _for_single_layers(recipe)
+        widths = [(scheme.bits, scheme.group_size) for scheme in schemes]
+        job = settle(opened, single, calibration, format, report, generic, widths=widths)
         assert job.calibration is not None
         calibration = job.calibration  # with its share of generic text
         pass_ = _Pass(job, schemes, calibration, by, n_tokens)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qcore.errors import ArgumentError, RecipeError, either, escaped
-from qcore.formats import FUSED_NAMES
+from qcore.formats import FORMATS, FUSED_NAMES
 from qcore.spec import BITS, QuantSpec
 
 if TYPE_CHECKING:
     from qcore.checkpoint.architectures import DecoderPlan, LinearPlan
     from qcore.recipe import Recipe
 
-DEFAULT_BITS = (3, 4, 8)
+DEFAULT_BITS = (3, 4, 5, 6, 8)
 EXPERTS = "experts"  # the role of a unit of all experts of a block
 _SCHEME = re.compile(r"(\d+)(?:g(\d+))?")
 
@@ -64,10 +64,17 @@ def schemes_of(values: Iterable[object]) -> tuple[Scheme, ...]:
     found = dict.fromkeys(Scheme.of(value) for value in values)
     if not found:
         raise ArgumentError(
-            "The list of widths is empty.", needed=DEFAULT_BITS, remedy="Give some, as 3,4,8."
+            "The list of widths is empty.", needed=BITS, remedy="Give some, as 3,4,8."
         )
     # Smaller groups take more bytes; no group size of its own counts as the largest.
     return tuple(sorted(found, key=lambda s: (s.bits, -(s.group_size or 1 << 30))))
+
+
+def default_bits(format: str) -> tuple[int, ...]:
+    """The widths that are tried when none are given: those that the format holds."""
+    if format not in FORMATS:
+        return DEFAULT_BITS
+    return tuple(bits for bits in DEFAULT_BITS if bits in FORMATS[format].bits)
 
 
 def free_layers(recipe: Recipe, quantized: Iterable[str]) -> frozenset[str]:

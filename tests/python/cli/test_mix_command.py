@@ -79,7 +79,8 @@ def test_mix_prints_its_answers(measured: str, capsys: pytest.CaptureFixture[str
     assert main(["mix", MODEL, "--from", measured, "--bits-per-weight", "3.8", "--no-fused"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("answer of")
-    assert [line.split()[0] for line in lines[1:]] == ["kld", "fisher", "loss", "uniform"]
+    assert [line.split()[0] for line in lines[1:5]] == ["kld", "fisher", "loss", "uniform"]
+    assert lines[5] == "format       gptq_v2, which holds 2, 3, 4 or 8 bits"
 
 
 def test_held_out_data_is_measured(measured: str, capsys: pytest.CaptureFixture[str]) -> None:

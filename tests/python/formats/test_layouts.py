@@ -212,14 +212,17 @@ def test_a_layer_that_contradicts_its_spec_is_refused() -> None:
     ],
 )
 def test_auto_takes_what_most_runtimes_load(bits: int, symmetric: bool, chosen: str) -> None:
-    assert choose_format("auto", bits, symmetric).name == chosen
-    assert choose_format("ct", bits, symmetric).name == "ct"
+    grids = [QuantSpec(bits, 64, symmetric)] * 2
+    assert choose_format("auto", grids).name == chosen
+    assert choose_format("ct", grids).name == "ct"
 
 
 @pytest.mark.parametrize(
     ("bits", "symmetric", "exception", "chosen"),
     [
-        (4, False, QuantSpec(4, 64, False), "awq"),
+        (4, False, QuantSpec(4, 128, False), "awq"),
+        (4, False, QuantSpec(4, 64, False), "gptq_v2"),
+        (4, True, QuantSpec(4, 64, True), "gptq"),
         (4, False, QuantSpec(8, 64, False), "gptq_v2"),
         (4, True, QuantSpec(8, 64, True), "gptq"),
         (4, True, QuantSpec(4, 64, False), "gptq_v2"),
@@ -229,7 +232,7 @@ def test_auto_takes_what_most_runtimes_load(bits: int, symmetric: bool, chosen: 
 def test_auto_takes_one_that_holds_every_layer(
     bits: int, symmetric: bool, exception: QuantSpec, chosen: str
 ) -> None:
-    assert choose_format("auto", bits, symmetric, [exception]).name == chosen
+    assert choose_format("auto", [QuantSpec(bits, 128, symmetric), exception]).name == chosen
 
 
 @pytest.mark.parametrize("name", ["gptq", "gptq_v2", "awq"])
@@ -242,7 +245,7 @@ def test_widths_that_only_ct_has_are_refused_with_its_name(name: str, bits: int)
 
 def test_an_unknown_format_answers_with_the_nearest() -> None:
     with pytest.raises(RecipeError, match="gptq_v2") as told:
-        choose_format("gptq_v3", 4, False)
+        choose_format("gptq_v3", [QuantSpec(4, 128)])
     assert (told.value.code, told.value.error_class) == ("FORMAT_TARGET", 78)
 
 

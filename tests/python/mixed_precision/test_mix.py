@@ -12,6 +12,7 @@ import pytest
 import qcore
 from qcore.assignment import assign
 from qcore.errors import ArgumentError, MissingInputError, RecipeError
+from qcore.mixed_precision.schemes import default_bits
 from qcore.recipe import Recipe
 
 
@@ -19,11 +20,16 @@ def weight_file_bytes(artifact):
     return sum(path.stat().st_size for path in artifact.path.glob("*.safetensors"))
 
 
-def quantized(model, found, calibration, out):
+def quantized(model, found, calibration, out, format=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", qcore.QcoreWarning)
         return qcore.quantize(
-            model, found.recipe, calib=calibration, out=out, format=found.format, progress="none"
+            model,
+            found.recipe,
+            calib=calibration,
+            out=out,
+            format=format or found.format,
+            progress="none",
         )
 
 
@@ -194,6 +200,47 @@ def test_a_format_of_one_width_says_so_and_protects_by_16_bits(
     assert set(found.schemes.values()) == {"4", "16"}
     artifact = quantized(model, found, calibration, tmp_path / "out")
     assert weight_file_bytes(artifact) == found.bytes
+
+
+@pytest.fixture(scope="module")
+def of_four_to_six(model, calibration):
+    return qcore.sensitivity(model, calib=calibration, bits=(4, 5, 6), by="loss", progress="none")
+
+
+def test_widths_of_five_and_six_take_the_format_that_holds_them(
+    model, of_four_to_six, calibration, tmp_path
+):
+    found = of_four_to_six.mix(bits_per_weight=5.4)
+    assert found.format == "ct"
+    assert set(found.schemes.values()) == {"4", "5", "6"}
+    artifact = quantized(model, found, calibration, tmp_path / "out", "auto")
+    assert artifact.record["format"] == "ct"
+    assert weight_file_bytes(artifact) == found.bytes
+    with pytest.warns(qcore.QcoreWarning, match=r"gptq_v2 cannot hold 5 and 6 bits.*widths: ct\."):
+        narrower = of_four_to_six.mix(bits_per_weight=5.4, format="gptq_v2")
+    assert set(narrower.schemes.values()) == {"4", "16"}
+
+
+def test_auto_means_what_it_means_to_quantize(model, calibration, tmp_path):
+    # 96 divides neither width: awq would give every layer another group size.
+    recipe = Recipe(group_size=96)
+    with pytest.warns(qcore.QcoreWarning, match="the format is gptq_v2"):
+        measured = qcore.sensitivity(
+            model, recipe, calib=calibration, bits=[4], by="loss", progress="none"
+        )
+    found = measured.mix(bits_per_weight=9)
+    assert found.format == "gptq_v2"
+    artifact = quantized(model, found, calibration, tmp_path / "out", "auto")
+    assert artifact.record["format"] == "gptq_v2"
+    assert weight_file_bytes(artifact) == found.bytes
+
+
+@pytest.mark.parametrize(
+    ("format", "widths"),
+    [("auto", (3, 4, 5, 6, 8)), ("ct", (3, 4, 5, 6, 8)), ("gptq_v2", (3, 4, 8)), ("awq", (4,))],
+)
+def test_the_widths_that_are_tried_are_those_that_the_format_holds(format, widths):
+    assert default_bits(format) == widths
 
 
 def test_held_out_text_picks_the_answer(model, measured, calibration, held_out_rows):
