@@ -154,7 +154,7 @@ class Staging:
             raise ArgumentError(f"{escaped(str(out))!r} is no name for an output folder.")
         self.out = given.parent.resolve() / given.name
         self._overwrite = overwrite
-        _require_apart(self.out, [Path(source) for source in sources])
+        require_apart(self.out, [Path(source) for source in sources])
         self._require_free()
         self.folder = self.out.with_name(
             f".{self.out.name}{_MARK}{os.getpid()}-{secrets.token_hex(3)}"
@@ -288,7 +288,7 @@ def _rename(old: Path, new: Path, flags: int) -> None:
         raise OSError(code, os.strerror(code), str(new))
 
 
-def _require_apart(out: Path, sources: list[Path]) -> None:
+def require_apart(out: Path, sources: list[Path]) -> None:
     """The output may not be a source, lie in a source folder, or contain a source, under any of their names."""
     around_out = _identities(out)
     for source in sources:

@@ -251,8 +251,10 @@ def test_every_command_takes_json_and_print_python() -> None:
     for name in entry.COMMANDS:
         command = entry.program.get_command(context, name)
         assert command is not None
-        names = {option for parameter in command.params for option in parameter.opts}
-        assert {"--json", "--quiet", "--print-python"} <= names, name
+        parts = command.commands.values() if isinstance(command, click.Group) else [command]
+        for part in parts:
+            names = {option for parameter in part.params for option in parameter.opts}
+            assert {"--json", "--quiet", "--print-python"} <= names, f"{name} {part.name}"
         assert "\n" not in (command.epilog or "\n")
 
 
