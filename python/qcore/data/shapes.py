@@ -1,7 +1,7 @@
-"""The shapes a row can have, and what is wrong with a row that has none of them.
+"""What a row becomes: `messages` (a conversation), `text` (prose, no template) or `token_ids`
+(integers, used as they are); and what is wrong with a row that becomes none of them.
 
-Three are read: `messages` (a conversation), `text` (prose, no template) and `token_ids` (integers,
-used as they are).
+`layouts.py` knows how the rows of the world look before.
 """
 
 from __future__ import annotations
@@ -23,20 +23,6 @@ Message: TypeAlias = dict[str, Any]
 TokenArray: TypeAlias = npt.NDArray[np.int64]
 
 SHAPES: tuple[Shape, ...] = get_args(Shape)
-# Keys of shapes that exist elsewhere, for a message that names them.
-_KNOWN_ELSEWHERE = {
-    "conversations": "sharegpt",
-    "turns": "turns",
-    "prompt": "pair",
-    "question": "pair",
-    "instruction": "alpaca",
-    "request": "request log",
-    "chosen": "preference",
-}
-ACCEPTED = (
-    '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}, '
-    '{"text": "..."} or {"input_ids": [1, 2, ...]}'
-)
 
 
 @dataclass(frozen=True)
@@ -47,6 +33,7 @@ class Row:
         shape: which of the other members is set.
         where: file and line, or the index in an iterable.
         id: SHA-256 of the content, hexadecimal; equal rows have equal ids.
+        layout: how the row looked in the data, a name of `layouts.LAYOUTS`.
         messages: the conversation, consecutive turns of one speaker joined.
         tools: tool descriptions that came with it.
         text: prose.
@@ -56,6 +43,7 @@ class Row:
     shape: Shape
     where: str
     id: str
+    layout: str = ""
     messages: tuple[Message, ...] = ()
     tools: tuple[Any, ...] = ()
     text: str = ""
@@ -70,44 +58,15 @@ class EmptyRowError(ValueError):
     """A row of a known shape with nothing in it."""
 
 
-def row_of_mapping(
-    value: Mapping[str, Any], where: str, shape: Shape | None, notes: Counter[str]
-) -> Row:
-    """The row in a mapping: of the wanted shape if it has that one, else of the first it has."""
-    candidates: dict[Shape, Any] = {}
-    if "messages" in value:
-        candidates["messages"] = value["messages"]
-    for key in ("text", "content"):
-        if isinstance(value.get(key), str) and "role" not in value:
-            candidates.setdefault("text", value[key])
-    for key in ("input_ids", "token_ids"):
-        if key in value:
-            candidates.setdefault("token_ids", value[key])
-    if not candidates:
-        raise BadRowError(_no_shape(value))
-    chosen: Shape = shape if shape in candidates else next(iter(candidates))
-    if chosen == "messages":
-        return _messages_row(candidates["messages"], value.get("tools"), where, notes)
-    if chosen == "text":
-        return text_row(candidates["text"], where)
-    return token_row(candidates["token_ids"], where)
-
-
-def _no_shape(value: Mapping[str, Any]) -> str:
-    keys = ", ".join(escaped(str(key), 40) for key in list(value)[:12])
-    known = next((name for key, name in _KNOWN_ELSEWHERE.items() if key in value), None)
-    hint = f" (looks like {known}: turn it into messages)" if known else ""
-    return f"keys {keys or 'none'}{hint}"
-
-
 def text_row(text: str, where: str) -> Row:
     """Prose."""
     if not text.strip():
         raise EmptyRowError
-    return Row("text", where, _digest({"text": text}, where), text=text)
+    return Row("text", where, _digest({"text": text}, where), "text", text=text)
 
 
-def _messages_row(messages: object, tools: object, where: str, notes: Counter[str]) -> Row:
+def messages_row(messages: object, tools: object, where: str, notes: Counter[str]) -> Row:
+    """A conversation; consecutive turns of one speaker are joined."""
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
         raise BadRowError(f"messages is a {type(messages).__name__}, not a list")
     if not messages:
@@ -131,13 +90,21 @@ def _messages_row(messages: object, tools: object, where: str, notes: Counter[st
         raise EmptyRowError
     if tools is not None and not isinstance(tools, list):
         raise BadRowError(f"tools is a {type(tools).__name__}, not a list")
-    identity = {"messages": turns, **({"tools": tools} if tools else {})}
+    return conversation_row(turns, tools or (), where)
+
+
+def conversation_row(
+    messages: Sequence[Message], tools: Sequence[Any], where: str, layout: str = "messages"
+) -> Row:
+    """A conversation whose messages are in order already."""
+    identity = {"messages": list(messages), **({"tools": list(tools)} if tools else {})}
     return Row(
         "messages",
         where,
         _digest(identity, where),
-        messages=tuple(turns),
-        tools=tuple(tools or ()),
+        layout,
+        messages=tuple(messages),
+        tools=tuple(tools),
     )
 
 
@@ -185,7 +152,7 @@ def token_row(value: object, where: str) -> Row:
     tokens = array.astype(np.int64)
     tokens.setflags(write=False)
     digest = hashlib.sha256(b"token_ids" + tokens.astype("<i8").tobytes()).hexdigest()
-    return Row("token_ids", where, digest, tokens=tokens)
+    return Row("token_ids", where, digest, "token_ids", tokens=tokens)
 
 
 def _first_not_integer(value: object) -> tuple[int, object] | None:

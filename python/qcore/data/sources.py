@@ -1,183 +1,141 @@
-"""Files of calibration text, read line by line under limits.
+"""Which files are read, and the rows in each.
 
-Accepted: JSONL, a JSON array, plain text (`.txt`, `.md`), each also gzipped, and folders of them in
-byte order of names. A file is never inflated or read whole, except a JSON array (up to
-`MAX_ARRAY_BYTES`).
+A source is a file, a folder (its files in byte order of their names), a glob, or `-` for standard
+input. What a file holds is told by its first bytes and its suffix: JSONL, a JSON array, CSV or TSV,
+Parquet, or plain text; all but Parquet may be packed by gzip or zstd.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
+import glob
 import io
 import os
 import stat
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal, cast
+from typing import IO, TypeAlias, cast
 
+from qcore.data.streams import (
+    DAMAGED,
+    PARQUET,
+    HashedReader,
+    JsonText,
+    array_rows,
+    documents_of,
+    lines_of,
+    peeked,
+    unpacked,
+)
+from qcore.data.tables import csv_rows, parquet_rows
 from qcore.errors import AccessError, CalibrationError, FormatError, MissingInputError, escaped
 
-MAX_LINE_BYTES = 16 * 2**20
-# A JSON array has no line structure, so it is parsed at once; larger ones belong into JSONL.
-MAX_ARRAY_BYTES = 256 * 2**20
 MAX_FILES = 10_000
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".txt", ".md")
 TEXT_SUFFIXES = (".txt", ".md")
+TABLE_SUFFIXES = (".csv", ".tsv")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".log", *TABLE_SUFFIXES, ".parquet", *TEXT_SUFFIXES)
+PACKED_SUFFIXES = (".gz", ".zst", ".zstd")
+STANDARD_INPUT = "-"
 
-_GZIP = b"\x1f\x8b"
-_BOM = b"\xef\xbb\xbf"
-# Magic bytes of containers that are refused, with the way to JSONL.
-_REFUSED = (
-    (b"PK\x03\x04", "a zip archive", "Unpack it and name the file inside."),
-    (b"PK\x05\x06", "a zip archive", "Unpack it and name the file inside."),
-    (b"PAR1", "a Parquet file", "Convert it to JSONL, one row a line."),
-    (b"\x28\xb5\x2f\xfd", "a zstd stream", "Unpack it: zstd -d FILE."),
-    (b"BZh", "a bzip2 stream", "Unpack it: bunzip2 FILE."),
-    (b"\xfd7zXZ\x00", "an xz stream", "Unpack it: unxz FILE."),
-)
-_TAR_MAGIC_OFFSET = 257
-_TAR_MAGIC = b"ustar"
-_PEEK_BYTES = 512
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a file.
-
-    Attributes:
-        where: "name:line", for messages.
-        text: the line without its end; for a JSON array, the whole file.
-        form: "jsonl" (one JSON value), "array" (one JSON array of rows) or "text" (a line of
-            prose).
-    """
-
-    where: str
-    text: str
-    form: Literal["jsonl", "array", "text"]
-
-
-class _HashedReader(io.RawIOBase):
-    """A file that keeps the SHA-256 of what was read from it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.hash = hashlib.sha256()
-        self.n_bytes = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer)  # type: ignore[arg-type]
-        data = self._file.read(len(view))
-        view[: len(data)] = data
-        self.hash.update(data)
-        self.n_bytes += len(data)
-        return len(data)
+# Where a row is, and what is there: JSON to parse, prose, or a mapping.
+Place: TypeAlias = tuple[str, object]
 
 
 class SourceFile:
-    """One file; iterate for its lines. `record` holds name, bytes and SHA-256 once it was read to
-    the end.
+    """One file; iterate `rows`. `record` holds name, bytes and SHA-256 once it was read to the end.
+
+    Args:
+        path: the file.
+        name: how it is called in places and records; the file's own name when empty.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = escaped(path.name, 200)
+    def __init__(self, path: Path, name: str = "") -> None:
+        self.path: Path | None = path
+        self.name = escaped(name or path.name, 200)
         self.record: dict[str, object] = {"name": self.name}
 
-    def __iter__(self) -> Iterator[Line]:
-        with _open_regular(self.path) as file:
-            raw = _HashedReader(file)
-            stream: IO[bytes] = io.BufferedReader(raw, 2**18)
-            if stream.peek(2)[:2] == _GZIP:  # type: ignore[attr-defined]
-                stream = cast(IO[bytes], gzip.GzipFile(fileobj=stream))
-            try:
-                yield from self._lines(stream)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise CalibrationError(
-                    f"{self.name} is a damaged gzip stream: {error}.",
-                    code="CALIB_FORMAT",
-                    where=self.name,
-                    remedy="Unpack it again from its source.",
-                ) from error
-            self.record.update(bytes=raw.n_bytes, sha256=raw.hash.hexdigest())
+    def rows(self, columns: Sequence[str]) -> Iterator[Place]:
+        """Place and value of every row, blank lines left out.
 
-    def _lines(self, stream: IO[bytes]) -> Iterator[Line]:
-        head = stream.peek(_PEEK_BYTES)[:_PEEK_BYTES]  # type: ignore[attr-defined]
-        self._refuse(head)
-        if head.startswith(_BOM):
-            stream.read(len(_BOM))
-            head = head[len(_BOM) :]
-        suffix = _suffix(self.path)
-        if suffix not in TEXT_SUFFIXES and head.lstrip().startswith(b"["):
-            yield Line(self.name, self._whole(stream), "array")
-            return
-        form: Literal["text", "jsonl"] = "text" if suffix in TEXT_SUFFIXES else "jsonl"
-        number = 0
-        # Two bytes more than the limit: room for the end of the line.
-        while line := stream.readline(MAX_LINE_BYTES + 2):
-            number += 1
-            where = f"{self.name}:{number}"
-            if len(line.rstrip(b"\r\n")) > MAX_LINE_BYTES:
-                raise FormatError(
-                    f"{where} is longer than {MAX_LINE_BYTES} bytes.",
-                    code="LIMIT_LINE",
-                    where=where,
-                    needed=MAX_LINE_BYTES,
-                    remedy="Write one conversation a line, and split documents of that size.",
-                )
-            yield Line(where, decode_utf8(line, where).rstrip("\r\n"), form)
+        Args:
+            columns: the columns of a Parquet file that are of use; others are not read.
+        """
+        assert self.path is not None
+        with open_regular(self.path) as file:
+            raw = HashedReader(file)
+            if os.pread(file.fileno(), len(PARQUET), 0) == PARQUET:
+                yield from parquet_rows(file, self.name, columns)
+                file.seek(0)
+                while raw.read(2**20):
+                    pass
+            else:
+                yield from self._stream_rows(raw, _suffix(self.path))
+            self._set_record(raw)
 
-    def _whole(self, stream: IO[bytes]) -> str:
-        data = stream.read(MAX_ARRAY_BYTES + 1)
-        if len(data) > MAX_ARRAY_BYTES:
-            raise FormatError(
-                f"{self.name} is one JSON array of more than {MAX_ARRAY_BYTES} bytes.",
-                code="LIMIT_LINE",
+    def _set_record(self, raw: HashedReader) -> None:
+        self.record.update(bytes=raw.n_bytes, sha256=raw.hash.hexdigest())
+
+    def _stream_rows(self, raw: HashedReader, suffix: str | None) -> Iterator[Place]:
+        """Rows of what is no Parquet file; without a suffix, what is no JSON is prose."""
+        try:
+            stream = unpacked(cast(IO[bytes], io.BufferedReader(raw, 2**18)), self.name)
+            begins = peeked(stream).lstrip()[:1]
+            if suffix is None:
+                suffix = ".json" if begins in (b"{", b"[", b"") else ".txt"
+            if suffix in TEXT_SUFFIXES:
+                yield from documents_of(stream, self.name)
+            elif suffix in TABLE_SUFFIXES:
+                yield from csv_rows(stream, self.name, "\t" if suffix == ".tsv" else ",")
+            elif begins == b"[":
+                yield from array_rows(stream, self.name)
+            else:
+                for where, text in lines_of(stream, self.name):
+                    if text.strip():
+                        yield where, JsonText(text)
+        except DAMAGED as error:
+            raise CalibrationError(
+                f"{self.name} is a damaged packed stream: {error}.",
+                code="CALIB_FORMAT",
                 where=self.name,
-                needed=MAX_ARRAY_BYTES,
-                remedy="Convert it to JSONL, one row a line (for example: jq -c '.[]').",
-            )
-        return decode_utf8(data, self.name)
-
-    def _refuse(self, head: bytes) -> None:
-        for magic, what, remedy in _REFUSED:
-            if head.startswith(magic):
-                self._refuse_as(what, remedy)
-        if head[_TAR_MAGIC_OFFSET:].startswith(_TAR_MAGIC):
-            self._refuse_as("a tar archive", "Unpack it and name the file inside.")
-
-    def _refuse_as(self, what: str, remedy: str) -> None:
-        raise CalibrationError(
-            f"{self.name} is {what}; calibration data is JSONL or text, plain or gzipped.",
-            code="CALIB_FORMAT",
-            where=self.name,
-            found=what,
-            remedy=remedy,
-        )
+                remedy="Unpack it again from its source.",
+            ) from error
 
 
-def decode_utf8(data: bytes, where: str) -> str:
-    """The text of these bytes; CALIB_UTF8 with the offset of the first bad byte."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CalibrationError(
-            f"{where}:{error.start + 1}: byte 0x{data[error.start]:02x} is not UTF-8.",
-            code="CALIB_UTF8",
-            where=f"{where}:{error.start + 1}",
-            found=f"0x{data[error.start]:02x}",
-            remedy="Convert the file: iconv -f latin1 -t utf-8 FILE (if it is Latin-1).",
-        ) from None
+class StandardInput(SourceFile):
+    """Standard input. It can be read once; with `keep`, a copy in an unnamed temporary file serves
+    the next time.
+    """
+
+    def __init__(self, *, keep: bool) -> None:
+        super().__init__(Path("stdin"))
+        self.path = None
+        self._keep = keep
+        self._copy: IO[bytes] | None = None
+
+    def rows(self, columns: Sequence[str]) -> Iterator[Place]:
+        """Place and value of every row."""
+        if self._copy is not None:
+            self._copy.seek(0)
+            raw = HashedReader(self._copy)
+        else:
+            if self._keep:
+                self._copy = cast(IO[bytes], tempfile.TemporaryFile())  # noqa: SIM115 (kept)
+                weakref.finalize(self, self._copy.close)
+            raw = HashedReader(sys.stdin.buffer, self._copy)
+        yield from self._stream_rows(raw, None)
+        self._set_record(raw)
 
 
-def source_files(path: Path) -> list[SourceFile]:
-    """The files behind a path: itself, or those of a folder in byte order of their names.
+def source_files(path: Path, *, keep_input: bool = True) -> list[SourceFile]:
+    """The files behind a path: itself, those of a folder, those that a glob finds, or standard
+    input.
+
+    Args:
+        path: a file, a folder, a glob (`logs/**/*.jsonl.gz`), or `-`.
+        keep_input: standard input will be read more than once.
 
     Raises:
         MissingInputError: CALIB_MISSING.
@@ -185,9 +143,13 @@ def source_files(path: Path) -> list[SourceFile]:
         CalibrationError: CALIB_EMPTY for a folder without a readable file.
         FormatError: NOT_REGULAR_FILE for a pipe, a device or a socket.
     """
+    if str(path) == STANDARD_INPUT:
+        return [StandardInput(keep=keep_input)]
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
+        if glob.has_magic(str(path)):
+            return _limited(_matches(path), path)
         raise _missing(path) from None
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -197,28 +159,48 @@ def source_files(path: Path) -> list[SourceFile]:
         names = sorted((entry.name for entry in os.scandir(path)), key=os.fsencode)
     except OSError as error:
         raise _unreadable(path, error) from error
-    files = [SourceFile(path / name) for name in names if _suffix(Path(name)) in SUFFIXES]
+    readable = [name for name in names if _suffix(Path(name)) in SUFFIXES]
+    return _limited([SourceFile(path / name) for name in readable], path)
+
+
+def _limited(files: list[SourceFile], path: Path) -> list[SourceFile]:
     if not files or len(files) > MAX_FILES:
         raise CalibrationError(
-            f"The folder {escaped(str(path))} holds {len(files)} files that can be read; "
+            f"{escaped(str(path))} holds {len(files)} files that can be read; "
             f"1 to {MAX_FILES} are expected.",
             code="CALIB_EMPTY" if not files else "CALIB_FORMAT",
             where=escaped(str(path)),
             found=len(files),
-            needed=", ".join(SUFFIXES) + ", each also as .gz",
+            needed=", ".join(SUFFIXES) + ", all but Parquet also as .gz or .zst",
             remedy="Name a file, or a folder with such files.",
         )
     return files
 
 
+def _matches(pattern: Path) -> list[SourceFile]:
+    """The files that a glob finds, in byte order, named by what the pattern leaves open."""
+    open_from = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
+    root = Path(*pattern.parts[:open_from])
+    try:
+        found = list(root.glob(str(Path(*pattern.parts[open_from:]))))
+    except ValueError as error:
+        raise _missing(pattern) from error
+    names = sorted((str(p.relative_to(root)) for p in found if not p.is_dir()), key=os.fsencode)
+    files = [SourceFile(root / name, name) for name in names if Path(name).name[0] != "."]
+    if not files:
+        raise _missing(pattern)
+    return files
+
+
 def _suffix(path: Path) -> str:
-    """The lower-case suffix, with `.gz` left out of account."""
-    if path.suffix.lower() == ".gz":
+    """The lower-case suffix, with `.gz` and `.zst` left out of account."""
+    if path.suffix.lower() in PACKED_SUFFIXES:
         path = path.with_suffix("")
     return path.suffix.lower()
 
 
-def _open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> IO[bytes]:
+    """A file opened for reading, unbuffered; never a pipe, a device or a socket."""
     try:
         # O_NONBLOCK: opening a named pipe must not wait for a writer.
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", 0)
@@ -232,7 +214,7 @@ def _open_regular(path: Path) -> IO[bytes]:
             f"{escaped(str(path))} is not a regular file.",
             code="NOT_REGULAR_FILE",
             where=escaped(str(path)),
-            remedy="Write the data into a file first.",
+            remedy="Write the data into a file first, or pipe it in and name it -.",
         )
     return file
 

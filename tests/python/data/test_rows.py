@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcore.data import sources
-from qcore.data.rows import TEXT_DOCUMENT_CHARACTERS, RowReader
+from qcore.data import streams
+from qcore.data.rows import RowReader
 from qcore.data.shapes import Row
+from qcore.data.streams import TEXT_DOCUMENT_CHARACTERS
 from qcore.errors import ArgumentError, QcoreError
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -140,22 +141,31 @@ def test_empty_rows_are_counted_and_left_out():
 
 def test_a_few_bad_rows_are_counted_with_place_and_keys(tmp_path):
     rows = [{"text": f"prose {i}"} for i in range(20)]
-    reader = RowReader(jsonl(tmp_path / "a.jsonl", *rows, {"conversations": [], "id": 1}))
+    reader = RowReader(jsonl(tmp_path / "a.jsonl", *rows, {"dialogue": [], "id": 1}))
     assert len(list(reader)) == 20
     assert reader.counts.n_bad == 1
-    assert reader.counts.bad_rows == [
-        "a.jsonl:21: keys conversations, id (looks like sharegpt: turn it into messages)"
-    ]
+    assert reader.counts.bad_rows == ["a.jsonl:21: keys dialogue, id"]
 
 
 NEAR_MISSES = [
-    {"conversations": [{"from": "human", "value": "hi"}]},
-    {"turns": [["customer", "hi"]]},
-    {"prompt": "hi", "completion": "hello"},
-    {"question": "hi", "answer": "hello"},
-    {"instruction": "say hi", "output": "hi"},
+    {"conversations": "hi"},
+    {"conversations": [{"value": "hi"}]},
+    {"conversations": [{"from": "narrator", "value": "hi"}]},
+    {"conversations": [{"from": "human", "value": 5}]},
+    {"turns": ["hi"]},
+    {"turns": [["customer"]]},
+    {"turns": [["narrator", "hi"]]},
+    {"turns": 3},
+    {"prompt": 5, "completion": "hello"},
+    {"prompt": "hi", "completion": {"text": "hello"}},
+    {"prompt": ["hi"]},
+    {"answer": "hello"},
+    {"instruction": None, "output": "hi"},
+    {"instruction": "hi", "history": [["a"]]},
     {"request": {"messages": []}},
-    {"prompt": "a", "chosen": "b", "rejected": "c"},
+    {"request": {}, "response": {"choices": []}},
+    {"request": {"messages": "hi"}, "response": {"choices": []}},
+    {"prompt": "a", "chosen": 5, "rejected": "c"},
     {"Text": "capital"},
     {"text": 5},
     {"text": None},
@@ -213,9 +223,9 @@ HOSTILE_BYTES = {
     "huge integer": (b'{"text": ' + b"9" * 10_000 + b"}", "CALIB_LINE", "a.jsonl:1"),
     "broken array": (b'[{"text": "a"},', "CALIB_LINE", "a.jsonl"),
     "zip": (b"PK\x03\x04rest", "CALIB_FORMAT", "a zip archive"),
-    "parquet": (b"PAR1rest", "CALIB_FORMAT", "Parquet"),
-    "zstd": (b"\x28\xb5\x2f\xfdrest", "CALIB_FORMAT", "zstd"),
-    "cut gzip": (gzip.compress(b'{"text": "a"}\n' * 999)[:60], "CALIB_FORMAT", "damaged gzip"),
+    "parquet": (b"PAR1rest", "CALIB_FORMAT", "damaged Parquet"),
+    "zstd": (b"\x28\xb5\x2f\xfdrest", "CALIB_FORMAT", "damaged packed"),
+    "cut gzip": (gzip.compress(b'{"text": "a"}\n' * 999)[:60], "CALIB_FORMAT", "damaged packed"),
     "fractional id": (b'{"input_ids": [1, 2.5]}', "TOKEN_OUT_OF_RANGE", "position 1"),
     "word as id": (b'{"input_ids": [1, 2, "x"]}', "TOKEN_OUT_OF_RANGE", "position 2"),
     "wide id": (b'{"input_ids": [18446744073709551616]}', "TOKEN_OUT_OF_RANGE", "position 0"),
@@ -250,7 +260,7 @@ def test_archives_are_refused_whatever_their_suffix(tmp_path):
 
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 def test_the_line_limit_is_exact(tmp_path, monkeypatch, extra):
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1_000)
+    monkeypatch.setattr(streams, "MAX_LINE_BYTES", 1_000)
     line = json.dumps({"text": "a" * (1_000 + extra - len('{"text": ""}'))})
     assert len(line) == 1_000 + extra
     for ending in ("", "\n", "\r\n"):
@@ -266,7 +276,7 @@ def test_the_line_limit_is_exact(tmp_path, monkeypatch, extra):
 
 
 def test_a_gzip_bomb_meets_the_line_limit_before_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 2**16)
+    monkeypatch.setattr(streams, "MAX_LINE_BYTES", 2**16)
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=9) as file:
         for _ in range(64):
@@ -301,5 +311,5 @@ def test_refuses_what_is_no_source(source):
 
 
 def test_refuses_an_unknown_shape():
-    with pytest.raises(ArgumentError, match="sharegpt"):
-        RowReader([], shape="sharegpt")
+    with pytest.raises(ArgumentError, match="sharegpt2"):
+        RowReader([], shape="sharegpt2")
