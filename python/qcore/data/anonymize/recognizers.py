@@ -1,0 +1,405 @@
+"""Where personal data lies in a text: patterns, each confirmed by what the pattern cannot see.
+
+| kind | accepted only if |
+|---|---|
+| `term` | it is on the user's list |
+| `email` | a local part and a domain with a dot; not `example.org` and its family |
+| `iban` | length of its country, mod 97 = 1 |
+| `card` | prefix and length of a card in use, Luhn |
+| `phone` | a number that libphonenumber takes, written like a phone number or near words for one |
+| `ip` | IPv4, IPv6 or MAC; not local, not a documentation range, not a version |
+| `url` | it has a user part, or a part that looks like a token |
+| `key` | a known prefix, a private key, what follows "password", or long and irregular |
+| `digits` | 7 digits or more near words such as order or account, else 12 or more |
+
+The longest match wins; of equally long ones, the earlier in this table.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ipaddress
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from qcore.data.anonymize.checksums import IBAN_LENGTHS, card_prefix, iban_holds, luhn_holds
+from qcore.errors import ExtraMissingError
+
+KINDS = ("term", "email", "iban", "card", "phone", "ip", "url", "key", "digits")
+# Characters before a number in which a word for it counts, and of the turn before.
+NEAR = 60
+NEAR_BEFORE = 240
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Personal data at text[start:end]."""
+
+    start: int
+    end: int
+    kind: str
+
+    @property
+    def size(self) -> int:
+        """Number of characters."""
+        return self.end - self.start
+
+
+Spans = Iterator[tuple[int, int]]
+
+_EMAIL = re.compile(
+    r"(?<![\w.+%'-])[\w](?:[\w.+%'-]{0,62}[\w+%-])?"
+    r"@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])"
+)
+_RESERVED_DOMAIN = re.compile(r"(?:^|[@.])(?:example\.(?:com|net|org)|example|invalid|test)$", re.I)
+_IBAN_START = re.compile(r"(?<![^\W_])[A-Za-z]{2}\d{2}(?=[ -]?[A-Za-z0-9])")
+_CARD_START = re.compile(r"(?<![\d.,-])[2-6](?=(?:[ -]?\d){12})")
+_PHONE = re.compile(r"(?<![\w+/.,$€£#-])(?:\(?\+?\d|\()[\d()./\-\u00a0\u2011\u2013 ]{5,24}\d(?!\w)")
+_GROUPED = re.compile(
+    r"(?:\+?\d{1,3}[-. ])?(?:\(\d{2,5}\)[-. ]?|\d{2,5}[-. /])\d{2,4}(?:[-. ]\d{2,4}){1,3}"
+)
+_PHONE_WORD = re.compile(
+    r"\b(?:phones?|telephone|tel|mobile|cell|cellphone|fax|whatsapp|sms|call|dial|reach|ring|text"
+    r"|handy|telefon|telefono|téléphone|numéro|teléfono|móvil)\b",
+    re.I,
+)
+_DATE = re.compile(
+    r"\d{4}[-./]\d{1,2}[-./]\d{1,2}(?:[ T]\d{1,2})?|\d{1,2}[-./]\d{1,2}[-./](?:\d{4}|\d{2})"
+)
+_IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)")
+_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
+_MAC = re.compile(
+    r"(?<![\w:-])(?:[0-9A-Fa-f]{2}([:-]))(?:[0-9A-Fa-f]{2}\1){4}[0-9A-Fa-f]{2}(?![\w:-])"
+)
+_VERSION_WORD = re.compile(r"(?:\b(?:version|release|firmware|build|ver)[\s:]*|\bv\.?\s?)$", re.I)
+_URL = re.compile(r"(?<!\w)(?:https?|ftp|wss?)://[^\s<>\"'`\\]{3,2000}", re.I)
+_URL_END = ".,;:!?)]}>*"
+_KEY_PREFIX = re.compile(
+    r"(?<![\w-])(?:sk-[\w-]{16,}|(?:sk|pk|rk)_(?:live|test)_\w{16,}|gh[pousr]_\w{20,}"
+    r"|github_pat_\w{20,}|glpat-[\w-]{16,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}"
+    r"|xox[abprs]-[\w-]{10,}|hf_\w{20,}|npm_\w{20,}|pypi-[\w-]{20,}|SG\.[\w-]{16,}\.[\w-]{16,}"
+    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,})"
+)
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:[^-]|-(?!-)){16,16000}-----END [A-Z ]{0,30}PRIVATE KEY-----"
+)
+_SECRET = re.compile(
+    r"\b(?:password|passwd|pwd|passcode|passphrase|secret|token|bearer|api[ _-]?key"
+    r"|access[ _-]?key|auth[ _-]?key|client[ _-]?secret)\b[\"']?"
+    r"(?:\s{0,3}(?:is|=|:)\s{0,3}|\s)[\"']?([^\s\"',;]{6,200})",
+    re.I,
+)
+_TOKEN = re.compile(r"(?<![\w/+.@-])[A-Za-z0-9_+/-]{20,512}={0,2}(?![\w@])")
+MIN_TOKEN_BITS = 3.5
+# A random text of letters and digits changes from one to the other all the time; a name does not.
+CHANGES_PER_CHARACTER = 1 / 7
+_DIGITS = re.compile(r"(?<![\w.,$€£+-])[A-Za-z]{0,4}-?\d(?:-?\d){6,31}(?![\w%]|[.,]\d)")
+_NUMBER_WORD = re.compile(
+    r"\b(?:order|account|acct|member|membership|customer|client|case|ticket|reference|ref"
+    r"|confirmation|reservation|booking|policy|invoice|tracking|serial|passport|licen[cs]e|ssn"
+    r"|social security|insurance|patient|loyalty|routing|iban|id|number|no|kunden\w*"
+    r"|bestell\w*|konto\w*)\b",
+    re.I,
+)
+LONE_DIGITS = 12
+
+
+def find_emails(text: str, before: str, rejected: Counter[str]) -> Spans:
+    """E-mail addresses."""
+    if "@" in text:
+        for match in _EMAIL.finditer(text):
+            if not _RESERVED_DOMAIN.search(match[0]):
+                yield match.span()
+
+
+def find_ibans(text: str, before: str, rejected: Counter[str]) -> Spans:
+    """International bank account numbers, in groups or not."""
+    for match in _IBAN_START.finditer(text):
+        length = IBAN_LENGTHS.get(match[0][:2].upper())
+        end = length and _end_of(text, match.start(), length)
+        if not end or (end < len(text) and text[end].isalnum()):
+            continue
+        if iban_holds(alphanumerics(text[match.start() : end])):
+            yield match.start(), end
+        else:
+            rejected["iban"] += 1
+
+
+def find_cards(text: str, before: str, rejected: Counter[str]) -> Spans:
+    """Payment cards, in groups or not."""
+    for match in _CARD_START.finditer(text):
+        start = match.start()
+        digits = re.sub(r"\D", "", text[start : start + 40])
+        _, lengths = card_prefix(digits)
+        ends = [end for n in reversed(lengths) if (end := _end_of(text, start, n, digits=True))]
+        ends = [end for end in ends if not text[end : end + 1].isalnum()]
+        good = [end for end in ends if luhn_holds(re.sub(r"\D", "", text[start:end]))]
+        if good:
+            yield start, good[0]
+        elif ends:
+            rejected["card"] += 1
+
+
+def _end_of(text: str, start: int, count: int, *, digits: bool = False) -> int:
+    """Behind the `count`-th letter or digit from `start`, with at most one space or hyphen between
+    two; 0 if there are not as many.
+    """
+    at, gap = start, False
+    while at < len(text):
+        character = text[at]
+        if character.isascii() and (character.isdigit() if digits else character.isalnum()):
+            count -= 1
+            gap = False
+            if count == 0:
+                return at + 1
+        elif character in " -" and not gap:
+            gap = True
+        else:
+            return 0
+        at += 1
+    return 0
+
+
+def alphanumerics(text: str) -> str:
+    """Letters and digits alone, in capitals."""
+    return "".join(character for character in text if character.isalnum()).upper()
+
+
+class PhoneFinder:
+    """Phone numbers, by libphonenumber.
+
+    Args:
+        regions: countries whose numbers may be written without their country code.
+
+    Raises:
+        ExtraMissingError: EXTRA_MISSING without the package phonenumbers.
+    """
+
+    def __init__(self, regions: Sequence[str]) -> None:
+        try:
+            import phonenumbers
+        except ImportError:
+            raise ExtraMissingError(
+                "Phone numbers are found by the package phonenumbers, which is not installed.",
+                remedy='Install it with: pip install "qcore-quant[data]" (180 MB), or leave phone '
+                "numbers where they are: --pii-kinds with the others.",
+            ) from None
+        self._library = phonenumbers
+        self._regions = regions
+
+    def __call__(self, text: str, before: str, rejected: Counter[str]) -> Spans:
+        """Spans of phone numbers."""
+        for candidate in _PHONE.finditer(text):
+            if sum(map(str.isdigit, candidate[0])) < 7 or _DATE.match(candidate[0]):
+                continue
+            start = candidate.start()
+            near = _near(text, start, before, _PHONE_WORD)
+            spans = {
+                span for region in self._regions for span in self._in(candidate[0], region, near)
+            }
+            yield from ((start + low, start + high) for low, high in sorted(spans))
+
+    def _in(self, text: str, region: str, near: bool) -> Spans:
+        library = self._library
+        for match in library.PhoneNumberMatcher(text, region, library.Leniency.POSSIBLE):
+            n_digits = sum(map(str.isdigit, match.raw_string))
+            abroad = match.raw_string.lstrip("(").startswith("+")
+            grouped = n_digits >= 9 and _GROUPED.fullmatch(match.raw_string) is not None
+            valid = library.is_valid_number(match.number)
+            # A bare number of ten digits is more often an order than a phone.
+            apart = n_digits >= 9 and not match.raw_string.isdigit()
+            written_so = abroad or (apart and valid) or (grouped and n_digits in (10, 11))
+            if written_so or (near and (valid or grouped or n_digits in (7, 10))):
+                yield match.start, match.end
+
+    def national(self, text: str) -> str:
+        """The digits of a number without its country code and trunk zero; all if it is none."""
+        for region in self._regions:
+            try:
+                number = self._library.parse(text, region)
+            except self._library.NumberParseException:
+                continue
+            return str(self._library.national_significant_number(number))
+        return re.sub(r"\D", "", text)
+
+    def is_valid(self, text: str) -> bool:
+        """Whether it is a number that can be dialled."""
+        for region in self._regions:
+            try:
+                if self._library.is_valid_number(self._library.parse(text, region)):
+                    return True
+            except self._library.NumberParseException:
+                continue
+        return False
+
+
+def _near(text: str, start: int, before: str, words: re.Pattern[str], end: int = 0) -> bool:
+    """Whether a word of the kind stands before (or right after), here or in the turn before."""
+    here = text[max(0, start - NEAR) : start]
+    after = text[end : end + NEAR // 2] if end else ""
+    # What was asked for in the turn before is answered at the beginning of this one.
+    asked = before[-NEAR_BEFORE:] if start < NEAR else ""
+    return any(words.search(part) for part in (here, after, asked))
+
+
+def find_addresses(text: str, before: str, rejected: Counter[str]) -> Spans:
+    """IPv4, IPv6 and MAC addresses."""
+    for match in _IPV4.finditer(text):
+        version = _VERSION_WORD.search(text[max(0, match.start() - 20) : match.start()])
+        if version or not _is_public_or_private(match[0]):
+            rejected["ip"] += 1
+        else:
+            yield match.span()
+    if text.count(":") >= 2:
+        for match in _IPV6.finditer(text):
+            groups = sum(1 for group in match[0].split(":") if group)
+            if groups >= 3 and _is_public_or_private(match[0]):
+                yield match.span()
+    if ":" in text or "-" in text:
+        yield from (match.span() for match in _MAC.finditer(text))
+
+
+_DOCUMENTATION = tuple(
+    map(
+        ipaddress.ip_network,
+        ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32", "255.0.0.0/8"),
+    )
+)
+
+
+def _is_public_or_private(text: str) -> bool:
+    """An address that can be somebody's: no loopback, no wildcard, no mask, no example."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    if address.is_unspecified or address.is_loopback or address.is_multicast:
+        return False
+    return not any(
+        address in network for network in _DOCUMENTATION if network.version == address.version
+    )
+
+
+def find_urls(text: str, before: str, rejected: Counter[str]) -> Spans:
+    """Addresses of the web with a user part or a part that looks like a token."""
+    if "://" in text:
+        for match in _URL.finditer(text):
+            url = match[0].rstrip(_URL_END)
+            if sensitive_parts(url):
+                yield match.start(), match.start() + len(url)
+
+
+_PART = re.compile(r"[^/?&=#;,:@]+")
+
+
+def sensitive_parts(url: str) -> list[tuple[int, int]]:
+    """Where a URL names a person or holds a token: user part, long or mixed parts after the host."""
+    try:
+        host = urlsplit(url).netloc
+    except ValueError:
+        return []
+    begin = url.index("://") + 3
+    spans: list[tuple[int, int]] = []
+    if "@" in host:
+        user = host.rindex("@")
+        if not _RESERVED_DOMAIN.search(host) or ":" in host[:user]:
+            spans.append((begin, begin + user))
+    for match in _PART.finditer(url, begin + len(host)):
+        if _is_token_part(match[0]):
+            spans.append(match.span())
+    return spans
+
+
+def _is_token_part(part: str) -> bool:
+    digits = sum(map(str.isdigit, part))
+    if part.isdigit():
+        return digits >= 7
+    if "%40" in part or "@" in part:
+        return True
+    letters = sum(map(str.isalpha, part))
+    mixed = digits >= 2 and letters >= 2 and len(part) >= 12
+    return mixed and _changes(part) >= len(part) * CHANGES_PER_CHARACTER
+
+
+def find_keys(text: str, before: str, rejected: Counter[str]) -> Spans:
+    """Passwords, tokens and keys."""
+    for pattern in (_PRIVATE_KEY, _KEY_PREFIX):
+        yield from (match.span() for match in pattern.finditer(text))
+    for match in _SECRET.finditer(text):
+        value = match[1].rstrip(".!?)")
+        # "password is incorrect" tells no secret.
+        if len(value) >= 6 and any(map(str.isdigit, value)) and any(map(str.isalpha, value)):
+            yield match.start(1), match.start(1) + len(value)
+    for match in _TOKEN.finditer(text):
+        if is_irregular(match[0]):
+            yield match.span()
+
+
+def is_irregular(text: str) -> bool:
+    """Whether letters and digits are mixed as no word or name mixes them."""
+    return (
+        sum(map(str.isdigit, text)) >= 3
+        and sum(map(str.isalpha, text)) >= 3
+        and _changes(text) >= len(text) * CHANGES_PER_CHARACTER
+        and _bits(text) >= MIN_TOKEN_BITS
+    )
+
+
+def _changes(text: str) -> int:
+    """How often a digit follows a letter or a letter a digit."""
+    pairs = itertools.pairwise(text)
+    return sum(a.isdigit() != b.isdigit() and (a + b).isalnum() for a, b in pairs)
+
+
+def _bits(text: str) -> float:
+    """Entropy of the characters, in bits each."""
+    counts = Counter(text).values()
+    return -sum(n / len(text) * math.log2(n / len(text)) for n in counts)
+
+
+def find_digits(text: str, before: str, rejected: Counter[str]) -> Spans:
+    """Numbers of orders, accounts, members, passports."""
+    for match in _DIGITS.finditer(text):
+        n_digits = sum(map(str.isdigit, match[0]))
+        if _DATE.fullmatch(match[0]):
+            continue
+        if n_digits >= LONE_DIGITS or _near(text, match.start(), before, _NUMBER_WORD, match.end()):
+            yield match.span()
+
+
+def find_terms(terms: Sequence[str]) -> Callable[[str, str, Counter[str]], Spans]:
+    """A recognizer of these words and phrases, whatever their case."""
+    longest_first = sorted({term.strip() for term in terms} - {""}, key=lambda t: (-len(t), t))
+    if not longest_first:
+        return lambda text, before, rejected: iter(())
+    spaced = [r"\s+".join(map(re.escape, term.split())) for term in longest_first]
+    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(spaced)})(?!\w)", re.I)
+    return lambda text, before, rejected: (match.span() for match in pattern.finditer(text))
+
+
+Recognizer = Callable[[str, str, Counter[str]], Spans]
+PATTERNS: dict[str, Recognizer] = {
+    "email": find_emails,
+    "iban": find_ibans,
+    "card": find_cards,
+    "ip": find_addresses,
+    "url": find_urls,
+    "key": find_keys,
+    "digits": find_digits,
+}
+
+
+def resolved(findings: Sequence[Finding], order: Sequence[str]) -> list[Finding]:
+    """Findings that do not overlap, in the order of the text: the longest first, then by kind."""
+    chosen: list[Finding] = []
+    for finding in sorted(findings, key=lambda f: (-f.size, order.index(f.kind), f.start)):
+        at = bisect.bisect(chosen, finding.start, key=lambda f: f.start)
+        free_before = at == 0 or chosen[at - 1].end <= finding.start
+        if free_before and (at == len(chosen) or finding.end <= chosen[at].start):
+            chosen.insert(at, finding)
+    return chosen
