@@ -51,7 +51,10 @@ SYSTEM_HEADER_HOMES = {
     "immintrin.h": ("kernels", "calib"),
 }
 EMPTY_NAMES = {"utils", "util", "misc", "common", "helpers", "helper"}
-HEAVY_MODULES = ("torch", "matplotlib", "tokenizers", "jinja2", "click", "gguf", "tqdm", "scipy")
+HEAVY_MODULES = (
+    *("torch", "matplotlib", "tokenizers", "jinja2", "click", "gguf", "tqdm", "scipy"),
+    *("pyarrow", "phonenumbers"),
+)
 IMPORT_BUDGET_S = 0.3
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]', re.MULTILINE)

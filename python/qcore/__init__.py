@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from qcore.backends import active_backend as active_backend
     from qcore.backends import available_backends as available_backends
     from qcore.calibrate import Stats as Stats
+    from qcore.data import Anonymizer as Anonymizer
     from qcore.data import Calibration as Calibration
+    from qcore.data import Detection as Detection
+    from qcore.data import PreparedData as PreparedData
+    from qcore.data import detect as detect
+    from qcore.data import prepare as prepare
     from qcore.errors import QcoreError as QcoreError
     from qcore.errors import QcoreWarning as QcoreWarning
     from qcore.eval import Evaluation as Evaluation
@@ -48,14 +53,17 @@ __version__ = "0.1.0"
 # Public name -> (module, name in it).
 _HOMES = {
     "Ablation": ("qcore.trials", "Ablation"),
+    "Anonymizer": ("qcore.data", "Anonymizer"),
     "Artifact": ("qcore.model", "Artifact"),
     "Bench": ("qcore.speed", "Bench"),
     "Calibration": ("qcore.data", "Calibration"),
+    "Detection": ("qcore.data", "Detection"),
     "Evaluation": ("qcore.eval", "Evaluation"),
     "Choice": ("qcore.trials", "Choice"),
     "Hessian": ("qcore.layers", "Hessian"),
     "Mix": ("qcore.mixed_precision", "Mix"),
     "Model": ("qcore.model", "Model"),
+    "PreparedData": ("qcore.data", "PreparedData"),
     "QcoreError": ("qcore.errors", "QcoreError"),
     "QcoreWarning": ("qcore.errors", "QcoreWarning"),
     "QuantSpec": ("qcore.spec", "QuantSpec"),
@@ -69,10 +77,12 @@ _HOMES = {
     "bench": ("qcore.speed", "bench"),
     "choose": ("qcore.trials", "choose"),
     "dequantize": ("qcore.layers", "dequantize"),
+    "detect": ("qcore.data", "detect"),
     "evaluate": ("qcore.eval", "evaluate"),
     "mix": ("qcore.mixed_precision", "mix"),
     "open": ("qcore.model", "open_model"),
     "packed_matmul": ("qcore.layers", "packed_matmul"),
+    "prepare": ("qcore.data", "prepare"),
     "quantize": ("qcore.quantization", "quantize"),
     "quantize_gptq": ("qcore.layers", "quantize_gptq"),
     "quantize_nf4": ("qcore.layers", "quantize_nf4"),
@@ -83,14 +93,17 @@ _HOMES = {
 
 __all__ = [
     "Ablation",
+    "Anonymizer",
     "Artifact",
     "Bench",
     "Calibration",
     "Choice",
+    "Detection",
     "Evaluation",
     "Hessian",
     "Mix",
     "Model",
+    "PreparedData",
     "QcoreError",
     "QcoreWarning",
     "QuantSpec",
@@ -104,10 +117,12 @@ __all__ = [
     "bench",
     "choose",
     "dequantize",
+    "detect",
     "evaluate",
     "mix",
     "open",
     "packed_matmul",
+    "prepare",
     "quantize",
     "quantize_gptq",
     "quantize_nf4",

@@ -87,7 +87,9 @@ def artifact_record(
 
 def calibration_record(calibration: Calibration) -> dict[str, Any]:
     """Which data was used, by hash; never its text."""
+    found = calibration.card.get("personal_data")
     return {
+        **({"personal_data": found} if found else {}),
         "sha256": calibration.sha256,
         "n_samples": len(calibration.samples),
         "n_tokens": calibration.n_tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tarfile
 import zipfile
 from functools import cache
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from hostile_files import Attempt
 
 import qcore
@@ -163,14 +165,18 @@ def cb_one_token(tmp: Path) -> Attempt:
     return calibrate([[1]])
 
 
-def cb_archives(tmp: Path) -> list[Attempt]:
+def cb_archives(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> list[Attempt]:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with zipfile.ZipFile(tmp / "a.zip", "w") as archive:
         archive.writestr("a.jsonl", json.dumps(CHAT))
     with tarfile.open(tmp / "a.tar", "w") as tape:
         tape.addfile(tarfile.TarInfo("a.jsonl"), io.BytesIO(b""))
     (tmp / "zip.jsonl").write_bytes((tmp / "a.zip").read_bytes())
     (tmp / "a.parquet").write_bytes(b"PAR1" + bytes(100))
-    return [calibrate(tmp / name) for name in ("a.zip", "a.tar", "zip.jsonl", "a.parquet")]
+    (tmp / "a.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))
+    archives = [calibrate(tmp / name) for name in ("a.zip", "a.tar", "zip.jsonl")]
+    packed = ("a.parquet", "a.jsonl.zst")
+    return [*archives, *(calibrate(tmp / name, code="EXTRA_MISSING") for name in packed)]
 
 
 def cb_inside_the_output(tmp: Path) -> list[Attempt]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from qcore.cli.data_options import Reading, Replacing, reading_options, replacing_options
 from qcore.cli.shared import Shared, python_call, shared_options, size, table
 
 if TYPE_CHECKING:
-    from qcore.data.shapes import Shape
     from qcore.model import Artifact, Model
     from qcore.recipe import Recipe
     from qcore.trials import Choice
@@ -32,7 +32,11 @@ RECIPE_FLAGS = (
     epilog="Example: qcore quantize ./support-8b --calib chats.jsonl -o ./support-8b-w4",
 )
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--calib", type=click.Path(path_type=Path), help="Your conversations: JSONL or text.")
+@click.option(
+    "--calib",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Your conversations: a file, folder or glob of any shape that `qcore data detect` shows.",
+)
 @click.option(
     "--generic",
     type=click.Path(path_type=Path),
@@ -84,9 +88,6 @@ RECIPE_FLAGS = (
 @click.option(
     "--generic-share", type=float, help="Share of the samples taken from the generic text. [0]"
 )
-@click.option(
-    "--shape", type=click.Choice(["messages", "text", "token_ids"]), help="Take only such rows."
-)
 @click.option("--seed", type=int, help="Seed of the choice of samples. [0]")
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is there.")
 @click.option(
@@ -94,6 +95,8 @@ RECIPE_FLAGS = (
 )
 @click.option("--allow-low-bits", metavar="REASON", help="Why fewer than 4 bits are wanted.")
 @click.option("--dry-run", is_flag=True, help="Print every value and where it came from; stop.")
+@reading_options
+@replacing_options
 @shared_options(progress=True)
 @click.pass_context
 def command(
@@ -108,9 +111,10 @@ def command(
     format_name: str,
     choose: bool,
     keep: tuple[str, ...],
-    shape: Shape | None,
     overwrite: bool,
     dry_run: bool,
+    reading: Reading,
+    replacing: Replacing,
     **flags: Any,
 ) -> int:
     """Quantize MODEL (a Hugging Face folder or a GGUF file) into an artifact.
@@ -121,7 +125,7 @@ def command(
     given = {name: flags[name] for name in RECIPE_FLAGS if flags[name] is not None}
     if out is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--out': where the artifact goes.", context)
-    files = Files(model, calib, generic, out, choose, shape, format_name, overwrite)
+    files = Files(model, calib, generic, out, choose, reading, replacing, format_name, overwrite)
     if shared.print_python:
         text = _python(files, recipe_file, given, keep)
         shared.result({"python": text}, text.splitlines())
@@ -151,7 +155,8 @@ class Files:
     generic: Path | None
     out: Path | None
     choose: bool
-    shape: Shape | None
+    reading: Reading
+    replacing: Replacing
     format: str
     overwrite: bool
 
@@ -170,7 +175,8 @@ def _run(shared: Shared, files: Files, recipe: Recipe) -> int:
             n_samples=recipe.n_samples + (JUDGED if files.choose else 0),
             max_length=recipe.max_length,
             seed=recipe.seed,
-            shape=files.shape,
+            anonymize=files.replacing.anonymizer(),
+            **files.reading.given(),
         )
         shared.note("calibration", repr(calibration))
     shared.note("recipe", recipe.explain())
@@ -304,6 +310,7 @@ def _python(
 
     opened = python_call("qc.open", [repr(str(files.model))], {}, result="m")
     lines = ["import qcore as qc", "", opened]
+    options: dict[str, Any]
     base = python_call("qc.Recipe.load", [repr(str(recipe_file))], {}) if recipe_file else ""
     if base:
         lines.append(f"recipe = {base}")
@@ -317,10 +324,12 @@ def _python(
         if files.choose:
             settings[0] += f" + {JUDGED}"
         built = [repr(str(files.calib)), "model=m", *settings]
-        shape = {"shape": files.shape}
-        lines.append(python_call("qc.Calibration.build", built, shape, result="calib"))
+        if files.replacing.wanted:
+            built.append(f"anonymize={files.replacing.python()}")
+        options = files.reading.options()
+        lines.append(python_call("qc.Calibration.build", built, options, result="calib"))
     arguments = ["m", "recipe", *(["calib=calib"] if files.calib is not None else [])]
-    options: dict[str, Any] = {
+    options = {
         "generic": str(files.generic) if files.generic else None,
         "format": None if files.format == "auto" else files.format,
     }

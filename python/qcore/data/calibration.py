@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from qcore.cards import html_card
+from qcore.data.anonymize import Anonymizer
 from qcore.data.card import CalibrationCard, build_card, notebook_card, reasons, recounted
+from qcore.data.prepare import anonymizer_of
 from qcore.data.rows import RowReader
 from qcore.data.select import Choice
-from qcore.data.shapes import Shape, TokenArray
+from qcore.data.shapes import TokenArray
 from qcore.data.template import DEFAULT_DATE, MAX_SOURCE_BYTES, ChatTemplate, template_variables
 from qcore.data.tokens import MIN_TOKENS, ON_LONG, OnLong, RowTokenizer, Sample
 from qcore.errors import ArgumentError, CalibrationError, MissingInputError, QcoreWarning, escaped
@@ -50,7 +52,7 @@ class Calibration:
         n_samples: int | None = 256,
         max_length: int = 2048,
         seed: int = 0,
-        shape: Shape | None = None,
+        shape: str | None = None,
         template: str | Path | None = None,
         as_text: bool = False,
         on_long: OnLong = "truncate",
@@ -58,6 +60,10 @@ class Calibration:
         allow_bad_rows: bool = False,
         skip_bad_rows: bool = False,
         date: str = DEFAULT_DATE,
+        columns: Mapping[str, str] | None = None,
+        path: str | None = None,
+        anonymize: bool | Anonymizer = False,
+        redact: Callable[[str], str] | None = None,
     ) -> Calibration:
         """Read, choose, render, tokenize.
 
@@ -65,14 +71,15 @@ class Calibration:
         global random state are without influence, and equal rows are taken once.
 
         Args:
-            source: a file or folder (JSONL, JSON array, text, each also gzipped), or an iterable of
-                dicts, strings or integer arrays. Rows hold `messages`, `text` or `input_ids`. A
-                `Calibration` is returned as it is.
+            source: a file, a folder, a glob, "-" for standard input, a list of `Path`s (JSONL, JSON,
+                CSV, Parquet, text; gzip and zstd), or an iterable of dicts, strings or integer
+                arrays, such as a `datasets.Dataset`. Rows of every shape that `qcore.detect` knows
+                are taken. A `Calibration` is returned as it is.
             model: what the tokens are for: its tokenizer, template and config are used.
             n_samples: how many samples to choose; None takes all.
             max_length: longest sample in tokens, at most the model's context.
             seed: another number, another choice.
-            shape: take only rows of this shape ("messages", "text", "token_ids").
+            shape: take only rows of this shape ("messages", "text", "token_ids") or layout.
             template: Jinja2 text, or a file of it, in place of the model's own.
             as_text: write conversations as "role: content" lines instead of by a template.
             on_long: "truncate" (keep the leading system message and the last turns that fit; prose
@@ -81,16 +88,25 @@ class Calibration:
             allow_bad_rows: go on when more than 10 % of the rows fit no shape.
             skip_bad_rows: leave out conversations that the template refuses.
             date: what a template's `strftime_now` tells.
+            columns: which column is what, for rows whose names say nothing.
+            path: where in each row the payload lies: "request.body".
+            anonymize: replace personal data in the chosen rows: True for every kind, with a key
+                that is forgotten, or an `Anonymizer`. The choice does not depend on the key.
+            redact: called with every text of the chosen rows; returns what is kept of it.
 
         Raises:
             CalibrationError: CALIB_EMPTY, CALIB_TOO_SMALL, CALIB_LINE, CALIB_UTF8, CALIB_FORMAT,
+                CALIB_PII,
                 CALIB_NO_TEMPLATE, TEMPLATE_*, TOKENS_DOUBLE_BOS, TOKEN_OUT_OF_RANGE.
             MissingInputError: CALIB_MISSING.
         """
         if isinstance(source, Calibration):
             return source
         _check_settings(n_samples, max_length, on_long)
-        reader = RowReader(source, shape=shape, allow_bad_rows=allow_bad_rows)
+        reader = RowReader(
+            source, shape=shape, columns=columns, path=path, allow_bad_rows=allow_bad_rows
+        )
+        anonymizer = anonymizer_of(anonymize, redact)
         notes: list[str] = []
         context = _config_value(model, "max_position_embeddings")
         if isinstance(context, int) and 0 < context < max_length:
@@ -114,7 +130,7 @@ class Calibration:
                 skip_bad_rows=skip_bad_rows,
             )
 
-        chosen = Choice(reader, n_samples, seed)
+        chosen = Choice(reader, n_samples, seed, anonymizer.row if anonymizer else None)
         samples, row_tokenizer = chosen.samples(tokenizer)
         dropped = {**chosen.dropped, **row_tokenizer.dropped}
         if not samples:
@@ -122,7 +138,7 @@ class Calibration:
         notes += [f"{count:,} x {what}" for what, count in sorted(row_tokenizer.notes.items())]
         notes += [f"{count:,} x {what}" for what, count in sorted(reader.counts.notes.items())]
         notes += _shape_notes(samples, has_template=chat_template is not None)
-        settings = {
+        settings: dict[str, object] = {
             "n_samples": n_samples,
             "max_length": max_length,
             "seed": seed,
@@ -132,7 +148,11 @@ class Calibration:
             "date": date,
             "min_tokens": MIN_TOKENS,
         }
+        if columns or path:
+            settings |= {"columns": dict(columns or {}), "path": path}
         card = build_card(samples, reader, dropped, settings, notes, model)
+        if anonymizer is not None:
+            card["personal_data"] = anonymizer.audit.counts()
         used_template = any(s.shape == "messages" for s in samples) and chat_template is not None
         if used_template and chat_template is not None:
             origin = "given" if template is not None else "model"
@@ -149,7 +169,7 @@ class Calibration:
                 ),
                 stacklevel=2,
             )
-        return cls(tuple(samples), card, tuple(file.path for file in reader.files))
+        return cls(tuple(samples), card, reader.paths)
 
     def split(self, n_held_out: int, *, seed: int = 0) -> tuple[Calibration, Calibration]:
         """The set without `n_held_out` of its conversations, and those.

@@ -32,6 +32,10 @@ class CalibrationCard(dict[str, Any]):
             f"template     {'none' if template is None else 'sha256:' + template['sha256'][:12]}"
             f"   BOS {self['bos']['samples']:,} of {rows['chosen']:,} samples",
         ]
+        if self.get("personal_data"):
+            found = self["personal_data"]["found"]
+            told = ", ".join(f"{kind} {n:,}" for kind, n in found.items()) or "none found"
+            lines.append(f"replaced     {told}")
         if self.get("sufficiency"):
             enough = self["sufficiency"]
             lines[2] += (
@@ -133,6 +137,8 @@ def notebook_card(card: CalibrationCard, lengths: Sequence[int]) -> Card:
         "begin with BOS": f"{card['bos']['samples']:,} of {rows['chosen']:,}",
         "sha256": card["sha256"],
     }
+    if card.get("personal_data"):
+        facts["personal data replaced"] = reasons(card["personal_data"]["found"]) or "none found"
     if card.get("sufficiency"):
         enough = card["sufficiency"]
         facts["tokens per widest input"] = (

@@ -16,9 +16,24 @@ GROWTH = 8
 
 
 class Choice:
-    """The rows with the smallest hashes of (seed, content), as samples."""
+    """The rows with the smallest hashes of (seed, content), as samples.
 
-    def __init__(self, reader: RowReader, n_samples: int | None, seed: int) -> None:
+    Args:
+        reader: the rows.
+        n_samples: how many samples; None takes all.
+        seed: another number, another choice.
+        change: applied to every row that is chosen, before it is tokenized.
+    """
+
+    def __init__(
+        self,
+        reader: RowReader,
+        n_samples: int | None,
+        seed: int,
+        change: Callable[[Row], Row] | None = None,
+    ) -> None:
+        self._change = change
+        self._changed_rows: dict[str, Row] = {}
         self._reader = reader
         self._n_samples = n_samples
         self._prefix = hashlib.sha256(f"qcore.select {seed} ".encode())
@@ -40,11 +55,19 @@ class Choice:
                 # A few at least, so that one short row after the other does not start one template
                 # process each.
                 end = start + missing if start == 0 else start + max(missing, SPARE_ROWS)
-                samples += tokenizer.samples(rows[start:end])
+                samples += tokenizer.samples([self._changed(row) for row in rows[start:end]])
                 start = end
             if limit is None or complete or len(samples) >= (wanted or 0):
                 return samples[:wanted], tokenizer
             limit *= GROWTH
+
+    def _changed(self, row: Row) -> Row:
+        """The row as it is tokenized; one that is looked at again is not changed and counted twice."""
+        if self._change is None:
+            return row
+        if row.id not in self._changed_rows:
+            self._changed_rows[row.id] = self._change(row)
+        return self._changed_rows[row.id]
 
     def _smallest(self, limit: int | None) -> tuple[list[Row], bool]:
         """Rows in the order of their hashes, and whether these are all."""
