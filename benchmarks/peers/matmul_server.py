@@ -77,6 +77,8 @@ def main() -> None:
     run()
     print(error, flush=True)
     for _ in sys.stdin:
+        if layers > 1:
+            run()  # its threads are awake, and each on its CPU, as amid a decode
         begin = time.perf_counter()
         run()
         print(time.perf_counter() - begin, flush=True)
