@@ -19,6 +19,7 @@ from qcore.data.anonymize.audit import CLOSE, OPEN, Audit
 from qcore.data.anonymize.entities import ENTITIES, EntityFinder
 from qcore.data.anonymize.recognizers import (
     KINDS,
+    NEAR_BEFORE,
     PATTERNS,
     Finding,
     PhoneFinder,
@@ -150,7 +151,7 @@ class Anonymizer:
     def texts(self, texts: Sequence[str], where: str = "") -> list[str]:
         """The texts of one conversation in order, with surrogates."""
         self.audit.rows += 1
-        found = self._found(texts)
+        found = self.find(texts)
         replaced = self._replacements(texts, found)
         result: list[str] = []
         shown: list[str] = []
@@ -174,8 +175,11 @@ class Anonymizer:
         self.audit.rows_changed += result != list(texts)
         return result
 
-    def _found(self, texts: Sequence[str]) -> list[list[Finding]]:
-        """Findings of each text; what names a person in an address is looked for everywhere."""
+    def find(self, texts: Sequence[str]) -> list[list[Finding]]:
+        """Where personal data lies in each text of one conversation; nothing is replaced.
+
+        What comes before the @ of an address is looked for in every text.
+        """
         raw: list[list[Finding]] = []
         before = ""
         for text in texts:
@@ -188,7 +192,7 @@ class Anonymizer:
                 entities = self._entities(text, before, self.audit.rejected)
                 findings += [Finding(*entity) for entity in entities]
             raw.append(findings)
-            before = text
+            before = f"{before}\n{text}"[-NEAR_BEFORE:]
         handles = {
             text[f.start : f.end].partition("@")[0]
             for text, findings in zip(texts, raw, strict=True)

@@ -31,9 +31,12 @@ from qcore.data.anonymize.checksums import IBAN_LENGTHS, card_prefix, iban_holds
 from qcore.errors import ExtraMissingError
 
 KINDS = ("term", "email", "iban", "card", "phone", "ip", "url", "key", "digits")
-# Characters before a number in which a word for it counts, and of the turn before.
+# Characters before a number in which a word for it counts; of the turns before, when the number
+# stands almost alone between commas or line ends, as an answer does.
 NEAR = 60
 NEAR_BEFORE = 240
+ANSWER = 10
+_ENDS = re.compile(r"[\n,;]")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ _EMAIL = re.compile(
 _RESERVED_DOMAIN = re.compile(r"(?:^|[@.])(?:example\.(?:com|net|org)|example|invalid|test)$", re.I)
 _IBAN_START = re.compile(r"(?<![^\W_])[A-Za-z]{2}\d{2}(?=[ -]?[A-Za-z0-9])")
 _CARD_START = re.compile(r"(?<![\d.,-])[2-6](?=(?:[ -]?\d){12})")
-_PHONE = re.compile(r"(?<![\w+/.,$€£#-])(?:\(?\+?\d|\()[\d()./\-\u00a0\u2011\u2013 ]{5,24}\d(?!\w)")
+_PHONE = re.compile(
+    r"(?<![\w+/,$€£#-])(?<!\d\.)(?:\(?\+?\d|\()[\d()./\-\u00a0\u2011\u2013 ]{5,24}\d(?!\w)"
+)
 _GROUPED = re.compile(
     r"(?:\+?\d{1,3}[-. ])?(?:\(\d{2,5}\)[-. ]?|\d{2,5}[-. /])\d{2,4}(?:[-. ]\d{2,4}){1,3}"
 )
@@ -95,18 +100,24 @@ _SECRET = re.compile(
     re.I,
 )
 _TOKEN = re.compile(r"(?<![\w/+.@-])[A-Za-z0-9_+/-]{20,512}={0,2}(?![\w@])")
-MIN_TOKEN_BITS = 3.5
-# A random text of letters and digits changes from one to the other all the time; a name does not.
-CHANGES_PER_CHARACTER = 1 / 7
+# Bits a character. Hexadecimal digits have 4 at most, and a hash of 32 may be uneven by chance.
+MIN_TOKEN_BITS, MIN_HASH_BITS = 3.5, 3.0
+_HASH = re.compile(r"[0-9a-fA-F]{32,}")
+# A random text changes from letters to digits, or from small to capital, all the time; a name does
+# not, nor doesCamelCase.
+DIGIT_CHANGES = 1 / 7
+CASE_CHANGES = 1 / 3
 _DIGITS = re.compile(r"(?<![\w.,$€£+-])[A-Za-z]{0,4}-?\d(?:-?\d){6,31}(?![\w%]|[.,]\d)")
 _NUMBER_WORD = re.compile(
     r"\b(?:order|account|acct|member|membership|customer|client|case|ticket|reference|ref"
     r"|confirmation|reservation|booking|policy|invoice|tracking|serial|passport|licen[cs]e|ssn"
-    r"|social security|insurance|patient|loyalty|routing|iban|id|number|no|kunden\w*"
-    r"|bestell\w*|konto\w*)\b",
+    r"|social security|insurance|patient|loyalty|routing|iban|id|number|no\.|nr\.|kunden\w*"
+    r"|bestell\w*|konto\w*)(?!\w)",
     re.I,
 )
 LONE_DIGITS = 12
+# A book's number is nobody's.
+_ISBN = re.compile(r"97[89]-?(?:\d-?){9}\d")
 
 
 def find_emails(text: str, before: str, rejected: Counter[str]) -> Spans:
@@ -198,7 +209,7 @@ class PhoneFinder:
             if sum(map(str.isdigit, candidate[0])) < 7 or _DATE.match(candidate[0]):
                 continue
             start = candidate.start()
-            near = _near(text, start, before, _PHONE_WORD)
+            near = _near(text, start, candidate.end(), before, _PHONE_WORD)
             spans = {
                 span for region in self._regions for span in self._in(candidate[0], region, near)
             }
@@ -207,6 +218,8 @@ class PhoneFinder:
     def _in(self, text: str, region: str, near: bool) -> Spans:
         library = self._library
         for match in library.PhoneNumberMatcher(text, region, library.Leniency.POSSIBLE):
+            if _IPV4.fullmatch(match.raw_string):
+                continue
             n_digits = sum(map(str.isdigit, match.raw_string))
             abroad = match.raw_string.lstrip("(").startswith("+")
             grouped = n_digits >= 9 and _GROUPED.fullmatch(match.raw_string) is not None
@@ -238,13 +251,13 @@ class PhoneFinder:
         return False
 
 
-def _near(text: str, start: int, before: str, words: re.Pattern[str], end: int = 0) -> bool:
-    """Whether a word of the kind stands before (or right after), here or in the turn before."""
-    here = text[max(0, start - NEAR) : start]
-    after = text[end : end + NEAR // 2] if end else ""
-    # What was asked for in the turn before is answered at the beginning of this one.
-    asked = before[-NEAR_BEFORE:] if start < NEAR else ""
-    return any(words.search(part) for part in (here, after, asked))
+def _near(text: str, start: int, end: int, before: str, words: re.Pattern[str]) -> bool:
+    """Whether a word of the kind stands before or right after, or asked for this answer."""
+    if words.search(text, max(0, start - NEAR), start) or words.search(text, end, end + NEAR // 2):
+        return True
+    around = _ENDS.split(text[max(0, start - NEAR) : start])[-1]
+    around += _ENDS.split(text[end : end + NEAR])[0]
+    return len(around.strip()) <= ANSWER and words.search(before[-NEAR_BEFORE:]) is not None
 
 
 def find_addresses(text: str, before: str, rejected: Counter[str]) -> Spans:
@@ -295,6 +308,10 @@ def find_urls(text: str, before: str, rejected: Counter[str]) -> Spans:
 
 
 _PART = re.compile(r"[^/?&=#;,:@]+")
+_NAMED_TOKEN = re.compile(
+    r"[?&#;](?:\w*(?:token|key|secret|sig|signature|auth|password|session|sid|otp)|code)=([^&#;]{8,})",
+    re.I,
+)
 
 
 def sensitive_parts(url: str) -> list[tuple[int, int]]:
@@ -309,21 +326,19 @@ def sensitive_parts(url: str) -> list[tuple[int, int]]:
         user = host.rindex("@")
         if not _RESERVED_DOMAIN.search(host) or ":" in host[:user]:
             spans.append((begin, begin + user))
+    named = {match.start(1) for match in _NAMED_TOKEN.finditer(url, begin + len(host))}
     for match in _PART.finditer(url, begin + len(host)):
-        if _is_token_part(match[0]):
+        if match.start() in named or _is_token_part(match[0]):
             spans.append(match.span())
     return spans
 
 
 def _is_token_part(part: str) -> bool:
-    digits = sum(map(str.isdigit, part))
     if part.isdigit():
-        return digits >= 7
+        return len(part) >= 7
     if "%40" in part or "@" in part:
         return True
-    letters = sum(map(str.isalpha, part))
-    mixed = digits >= 2 and letters >= 2 and len(part) >= 12
-    return mixed and _changes(part) >= len(part) * CHANGES_PER_CHARACTER
+    return len(part) >= 12 and _is_mixed(part)
 
 
 def find_keys(text: str, before: str, rejected: Counter[str]) -> Spans:
@@ -342,18 +357,21 @@ def find_keys(text: str, before: str, rejected: Counter[str]) -> Spans:
 
 def is_irregular(text: str) -> bool:
     """Whether letters and digits are mixed as no word or name mixes them."""
-    return (
-        sum(map(str.isdigit, text)) >= 3
-        and sum(map(str.isalpha, text)) >= 3
-        and _changes(text) >= len(text) * CHANGES_PER_CHARACTER
-        and _bits(text) >= MIN_TOKEN_BITS
-    )
+    least = MIN_HASH_BITS if _HASH.fullmatch(text) else MIN_TOKEN_BITS
+    return _is_mixed(text) and _bits(text) >= least
 
 
-def _changes(text: str) -> int:
-    """How often a digit follows a letter or a letter a digit."""
-    pairs = itertools.pairwise(text)
-    return sum(a.isdigit() != b.isdigit() and (a + b).isalnum() for a, b in pairs)
+def _is_mixed(text: str) -> bool:
+    plain = [character for character in text if character.isalnum()]
+    n_digits = sum(map(str.isdigit, plain))
+    if n_digits < 2 or len(plain) - n_digits < 2:
+        return False
+    pairs = list(itertools.pairwise(plain))
+    digit_changes = sum(a.isdigit() != b.isdigit() for a, b in pairs)
+    all_changes = digit_changes + sum(a.isupper() and b.islower() for a, b in pairs)
+    all_changes += sum(a.islower() and b.isupper() for a, b in pairs)
+    size = len(plain)
+    return digit_changes >= size * DIGIT_CHANGES or all_changes >= size * CASE_CHANGES
 
 
 def _bits(text: str) -> float:
@@ -366,9 +384,9 @@ def find_digits(text: str, before: str, rejected: Counter[str]) -> Spans:
     """Numbers of orders, accounts, members, passports."""
     for match in _DIGITS.finditer(text):
         n_digits = sum(map(str.isdigit, match[0]))
-        if _DATE.fullmatch(match[0]):
+        if _DATE.fullmatch(match[0]) or _ISBN.fullmatch(match[0]):
             continue
-        if n_digits >= LONE_DIGITS or _near(text, match.start(), before, _NUMBER_WORD, match.end()):
+        if n_digits >= LONE_DIGITS or _near(text, *match.span(), before, _NUMBER_WORD):
             yield match.span()
 
 
