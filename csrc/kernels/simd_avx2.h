@@ -70,6 +70,7 @@ struct Simd {
   static QCORE_INLINE I pair_shift(I zero) { return zero; }
   // Bytes of `first` and `second` are eight codes. pairs[p] holds code - zero of codes 2p and 2p +
   // 1 as bfloat16: it has at most 8 significant bits, so the lower half of its float32 is 0.
+  template <int kBits>
   static QCORE_INLINE void number_pairs(I first, I second, I zero, I (&pairs)[4]) {
     const auto value = [&](int i) {
       const I code = both(shift_right(i < 4 ? first : second, 8 * (i % 4)), spread_word(255));

@@ -18,7 +18,7 @@ struct Simd {
   static constexpr int kFloatRows = 6;  // 6 x 4 sums, 4 weights, 1 x: 29 of 32 registers
   static constexpr int kWordRows = 6;
   static constexpr int kFewRows = 8;     // of a product without a panel
-  static constexpr int kNumberBits = 4;  // of the codes that number_pairs takes
+  static constexpr int kNumberBits = 5;  // of the codes that number_pairs takes
 
   static QCORE_INLINE F zero() { return _mm512_setzero_ps(); }
   static QCORE_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
@@ -61,22 +61,43 @@ struct Simd {
 
   // a & b | c
   static QCORE_INLINE I both_or(I a, I b, I c) { return _mm512_ternarylogic_epi32(a, b, c, 0xea); }
-  // What number_pairs takes for one zero <= 16 a word.
+  // What number_pairs takes for one zero <= 32 a word.
   static QCORE_INLINE I pair_shift(I zero) {
-    return sub(spread_word(0x20202020), mul_words(zero, spread_word(0x01010101)));
+    return sub(spread_word(0x40404040), mul_words(zero, spread_word(0x01010101)));
   }
   // Bytes of `first` and `second` are eight codes. pairs[p] holds code - zero of codes 2p and 2p +
-  // 1 as bfloat16. Bytes become code - zero + 32, so none borrows from its neighbour; their low 5
-  // bits are the table's index.
+  // 1 as bfloat16. Bytes become code - zero + 64, so none borrows from its neighbour; their low
+  // kBits + 1 bits, or one more, are the table's index.
+  template <int kBits>
   static QCORE_INLINE void number_pairs(I first, I second, I shift, I (&pairs)[4]) {
     const auto two = [](int low, int high) { return low | high << 16; };
-    // bfloat16 of 0 … 15, then of -16 … -1.
-    const I table = _mm512_setr_epi32(
+    // bfloat16 of 0 … 15; of -16 … -1; of 16 … 31; of -32 … -17.
+    const __m256i small = _mm256_setr_epi32(
         two(0x0000, 0x3f80), two(0x4000, 0x4040), two(0x4080, 0x40a0), two(0x40c0, 0x40e0),
-        two(0x4100, 0x4110), two(0x4120, 0x4130), two(0x4140, 0x4150), two(0x4160, 0x4170),
+        two(0x4100, 0x4110), two(0x4120, 0x4130), two(0x4140, 0x4150), two(0x4160, 0x4170));
+    const __m256i below = _mm256_setr_epi32(
         two(0xc180, 0xc170), two(0xc160, 0xc150), two(0xc140, 0xc130), two(0xc120, 0xc110),
         two(0xc100, 0xc0e0), two(0xc0c0, 0xc0a0), two(0xc080, 0xc040), two(0xc000, 0xbf80));
-    table_pairs(_mm512_add_epi8(first, shift), _mm512_add_epi8(second, shift), table, pairs);
+    first = _mm512_add_epi8(first, shift);
+    second = _mm512_add_epi8(second, shift);
+    if constexpr (kBits <= 4) {
+      table_pairs(first, second, halves(small, below), pairs);
+    } else {
+      const __m256i large = _mm256_setr_epi32(
+          two(0x4180, 0x4188), two(0x4190, 0x4198), two(0x41a0, 0x41a8), two(0x41b0, 0x41b8),
+          two(0x41c0, 0x41c8), two(0x41d0, 0x41d8), two(0x41e0, 0x41e8), two(0x41f0, 0x41f8));
+      const __m256i far_below = _mm256_setr_epi32(
+          two(0xc200, 0xc1f8), two(0xc1f0, 0xc1e8), two(0xc1e0, 0xc1d8), two(0xc1d0, 0xc1c8),
+          two(0xc1c0, 0xc1b8), two(0xc1b0, 0xc1a8), two(0xc1a0, 0xc198), two(0xc190, 0xc188));
+      const I positive = halves(small, large);
+      const I negative = halves(far_below, below);
+      spread_bytes(first, second, pairs);
+#pragma GCC unroll 4
+      for (I& pair : pairs) pair = _mm512_permutex2var_epi16(positive, pair, negative);
+    }
+  }
+  static QCORE_INLINE I halves(__m256i low, __m256i high) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
   }
 
   // 16 numbers to choose from by bits 0 … 3 of each word.
@@ -88,15 +109,20 @@ struct Simd {
     return _mm512_castsi256_si512(_mm512_cvtepi32_epi16(shift_right(bits(load(table)), 16)));
   }
   static QCORE_INLINE void table_pairs(I first, I second, I table, I (&pairs)[4]) {
-    // Bytes 0, 1 and 2, 3 of each word to the low bytes of its halves.
+    spread_bytes(first, second, pairs);
+#pragma GCC unroll 4
+    for (I& pair : pairs) pair = _mm512_permutexvar_epi16(pair, table);
+  }
+  // Bytes 0, 1 and 2, 3 of each word to the low bytes of the halves of a word.
+  static QCORE_INLINE void spread_bytes(I first, I second, I (&pairs)[4]) {
     const I first_two = _mm512_broadcast_i32x4(
         _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
     const I last_two = _mm512_broadcast_i32x4(
         _mm_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1));
-    pairs[0] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(first, first_two), table);
-    pairs[1] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(first, last_two), table);
-    pairs[2] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(second, first_two), table);
-    pairs[3] = _mm512_permutexvar_epi16(_mm512_shuffle_epi8(second, last_two), table);
+    pairs[0] = _mm512_shuffle_epi8(first, first_two);
+    pairs[1] = _mm512_shuffle_epi8(first, last_two);
+    pairs[2] = _mm512_shuffle_epi8(second, first_two);
+    pairs[3] = _mm512_shuffle_epi8(second, last_two);
   }
   // Each byte of `index`, below 16, to that byte of the table.
   static QCORE_INLINE I lookup_bytes(const uint8_t* table, I index) {

@@ -76,7 +76,7 @@ struct PlaneCodes {
   static constexpr int64_t kBytes = kBits * kLineBytes / 4;
   static constexpr bool kWide = kBits > kNarrowBits;
   static constexpr bool kTable = false;
-  static constexpr bool kNumbers = kBits <= Simd::kNumberBits;
+  static constexpr int kCodeBits = kBits;
   // Lines of 8 inputs in a chunk.
   static constexpr int64_t kLines = kPlanes.chunk_inputs / kLineInputs;
 
@@ -173,7 +173,7 @@ QCORE_INLINE void line_values(const GroupVector& group, int64_t line, Simd::F (&
 template <class Codes>
 QCORE_INLINE void line_pairs(const GroupVector& group, Simd::I shift, int64_t line,
                              Simd::I (&pairs)[4]) {
-  if constexpr (!Codes::kTable && !Codes::kNumbers) {
+  if constexpr (!Codes::kTable && Codes::kCodeBits > Simd::kNumberBits) {
     Simd::F values[8];
     line_values<Codes>(group, line, values);
 #pragma GCC unroll 4
@@ -189,7 +189,7 @@ QCORE_INLINE void line_pairs(const GroupVector& group, Simd::I shift, int64_t li
     if constexpr (Codes::kTable) {
       Simd::table_pairs(first, second, Simd::load_pair_table(group.table->rounded), pairs);
     } else {
-      Simd::number_pairs(first, second, shift, pairs);
+      Simd::number_pairs<Codes::kCodeBits>(first, second, shift, pairs);
     }
   }
 }
