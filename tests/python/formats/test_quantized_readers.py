@@ -115,11 +115,21 @@ def test_reads_odd_sizes_of_compressed_tensors(bits: int) -> None:
     require_equal(read(*checkpoint_of("ct", layer), rows=5, columns=33), layer)
 
 
+def test_words_of_another_width_than_the_config_s_are_refused() -> None:
+    layer = random_layer(QuantSpec(6, 32))
+    settings = FORMATS["ct"].quantization_config(QuantSpec(5, 32), {}, [])
+    with pytest.raises(FormatError, match="has 18 words a row") as told:
+        read(settings, checkpoint_of("ct", layer)[1])
+    assert (told.value.code, told.value.needed) == ("SHAPE_MISMATCH", [15])
+
+
 def test_widths_of_a_mixture_come_from_the_words() -> None:
-    layer = random_layer(QuantSpec(8, 32))
-    for name in ("gptq_v2", "ct"):
+    for name, bits in (("gptq_v2", 8), ("ct", 8), ("ct", 5), ("ct", 6)):
+        layer = random_layer(QuantSpec(bits, 32))
         _, tensors = checkpoint_of(name, layer)
-        mixed = FORMATS[name].quantization_config(QuantSpec(4, 32), {LAYER: QuantSpec(8, 32)}, [])
+        mixed = FORMATS[name].quantization_config(
+            QuantSpec(4, 32), {LAYER: layer.spec, "another": QuantSpec(3, 32)}, []
+        )
         require_equal(read(mixed, tensors), layer)
 
 

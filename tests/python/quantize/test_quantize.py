@@ -73,6 +73,21 @@ def test_every_grid_is_written_and_read_back(
         assert (layer.zeros == 2 ** (bits - 1)).all()
 
 
+def test_each_further_bit_brings_the_model_closer(one_block, held_out, tmp_path):
+    base, damage = qcore.open(one_block), []
+    for bits in (4, 5, 6, 8):
+        artifact = run(
+            base, tmp_path / str(bits), Recipe(method="rtn", bits=bits), None, format="ct"
+        )
+        found = qcore.evaluate(
+            artifact, against=base, data=held_out, n_samples=2, max_length=96, activations="float32"
+        )
+        damage.append(found.kld.mean)
+    # A step of half the size has a quarter of the squared error, and KL follows that.
+    expected = [damage[0] / 4**bits for bits in (0, 1, 2, 4)]
+    assert damage == pytest.approx(expected, rel=0.5), damage
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_thread_count_does_not_change_a_byte(one_block, conversations, tmp_path, method):
     before = _core.num_threads()
