@@ -26,7 +26,7 @@ FACE_FLOORS = (
     ("model",),
     (
         *("recipe", "recipe_values", "assignment", "record", "batches", "calibrate"),
-        *("expert_coverage", "backward_pass", "token_weights"),
+        *("expert_coverage", "backward_pass", "token_weights", "tuning"),
         *("fold", "solve_block", "rounding_damage", "job", "block_pass", "quantization"),
     ),
     ("eval", "speed"),

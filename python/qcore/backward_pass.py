@@ -9,7 +9,7 @@ scratch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -20,6 +20,7 @@ from qcore.errors import NumericalError
 from qcore.spec import Array, Float32Array, Float64Array
 
 if TYPE_CHECKING:
+    from qcore.checkpoint.architectures import DecoderPlan
     from qcore.model import Block, Model
     from qcore.model.block import GradientTap
 
@@ -32,16 +33,33 @@ Loss = Callable[[slice, Float32Array], Float32Array]
 Taps = Callable[["Block", slice], Mapping[str, "GradientTap"]]
 # (block, rows of the whole, layer -> squared norms).
 Visit = Callable[["Block", slice, Mapping[str, Float32Array]], None]
+# block -> where the gradients of its norms are summed up, by role.
+NormGradients = Callable[["Block"], Mapping[str, Float64Array]]
+
+
+class Runs(Protocol):
+    """A model that runs block by block: a `Model`, or one on its way to be one."""
+
+    @property
+    def plan(self) -> DecoderPlan:
+        """Its shapes and names."""
+
+    def embed(self, token_ids: Array, /) -> Float32Array:
+        """What enters the first block."""
+
+    def block(self, index: int, /) -> Block:
+        """Block `index`."""
 
 
 def backward_pass(
-    model: Model,
+    model: Runs,
     sequences: Sequence[Array],
     loss: Loss,
-    visit: Visit,
+    visit: Visit | None = None,
     *,
     activations: str,
     taps: Taps | None = None,
+    norm_gradients: NormGradients | None = None,
     memory_bytes: int = MEMORY_BYTES,
 ) -> None:
     """Runs the samples through the model and the gradient of a loss back to the first block.
@@ -51,9 +69,10 @@ def backward_pass(
         sequences: token ids of each sample.
         loss: the gradient of the loss with respect to the hidden states behind the last block, for
             each slice.
-        visit: called for each slice and block, last block first.
+        visit: called for each slice and block, last block first; None: squared norms are not made.
         activations: "float32" or "bfloat16".
         taps: what else to hand out of each block's backward call.
+        norm_gradients: where to sum up the gradients of each block's norms.
         memory_bytes: for the kept inputs of a slice.
     """
     dtype = np.dtype(ml_dtypes.bfloat16 if activations == "bfloat16" else np.float32)
@@ -89,10 +108,12 @@ def backward_pass(
                     batch.lengths,
                     activations=activations,
                     taps=None if taps is None else taps(block, rows_of_all),
-                    squared_norms=True,
+                    squared_norms=visit is not None,
                     out=rows,
+                    norm_gradients=None if norm_gradients is None else norm_gradients(block),
                 )
-                visit(block, rows_of_all, norms)
+                if visit is not None:
+                    visit(block, rows_of_all, norms)
 
 
 def gradient_norms(

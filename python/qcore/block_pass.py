@@ -8,7 +8,8 @@ calibration samples.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from qcore.finite import require_finite
 from qcore.job import Job
 from qcore.record import RunClock
 from qcore.solve_block import SolvedBlock, solve_block
+from qcore.tuning import Student, Tuning, tune
 
 if TYPE_CHECKING:
     from qcore.model import Block
@@ -33,21 +35,47 @@ class BlockPass:
     Args:
         job: all that is settled.
         clock: where the phases are timed.
+        scratch: a folder on the disk for what waits to be tuned; None: the system's choice.
 
     Attributes:
         enough: tap -> the fewest effective tokens per channel of any block so far; experts have
             "experts.input" and "experts.hidden" together.
         coverage: what the experts were given, one entry per block with experts.
+        student: the quantized model while its blocks are handed out, if it was tuned.
+        tuning: what tuning did, if the recipe asked for it.
     """
 
-    def __init__(self, job: Job, clock: RunClock) -> None:
-        self._job, self._clock = job, clock
+    def __init__(self, job: Job, clock: RunClock, scratch: Path | None = None) -> None:
+        self._job, self._clock, self._scratch = job, clock, scratch
+        self.student: Student | None = None
+        self.tuning: Tuning | None = None
         self._stream: Stream | None = None
         self.enough: dict[str, float] = {}
         self.coverage: list[ExpertCoverage] = []
         if job.calibration is not None and job.recipe.needs_data:
             self._stream = open_stream(job.model, job.calibration.sequences, job.recipe)
             clock.lap("token weights")
+
+    def blocks(self) -> Iterator[tuple[Block, SolvedBlock]]:
+        """Every block in order: the original one and what becomes of its layers and norms.
+
+        They come one by one as they are solved, or, to be tuned, all after the last one.
+        """
+        job = self._job
+        indices = [plan.index for plan in job.model.plan.blocks]
+        if not job.recipe.tuning_epochs:
+            yield from map(self.solve, indices)
+            return
+        assert job.calibration is not None
+        student = Student(job.model, job.activations, self._scratch)
+        for index in indices:
+            student.add(*self.solve(index))
+        self._stream = None  # its place is needed
+        self.tuning = tune(student, job.calibration, job.recipe, job.report)
+        self.student = student
+        self._clock.lap("tune")
+        for index in indices:
+            yield job.model.block(index), student.solved(index)
 
     def solve(self, index: int) -> tuple[Block, SolvedBlock]:
         """The original block and what becomes of its layers; the samples are moved behind it."""
@@ -62,7 +90,9 @@ class BlockPass:
             if name.startswith(f"{block.plan.prefix}."):
                 require_finite(reference.array(), name)
         if stream is None:
-            return block, solve_block(block, specs, job.recipe, None)
+            solved = solve_block(block, specs, job.recipe, None)
+            self._tell(index, solved)
+            return block, solved
         last = index + 1 == len(job.model.plan.blocks)
         from_reference = job.recipe.propagate == "reference"
         moments = _moments(block) if job.recipe.propagate == "corrected" else None
@@ -89,7 +119,19 @@ class BlockPass:
         if not from_reference and not last:
             advance(block.replaced(solved.layers, solved.vectors), stream, job.activations)
             self._clock.lap("propagate")
+        self._tell(index, solved)
         return block, solved
+
+    def _tell(self, index: int, solved: SolvedBlock) -> None:
+        self._job.report(
+            {
+                "event": "block",
+                "index": index + 1,
+                "of": len(self._job.model.plan.blocks),
+                "loss": max((r["loss"] or 0.0 for r in solved.reports), default=0.0),
+                "damp": max((r.get("damp", 0.0) for r in solved.reports), default=0.0),
+            }
+        )
 
 
 def _moments(block: Block) -> Mapping[str, _core.CrossMoment]:

@@ -21,6 +21,7 @@ from qcore.progress import Progress
 from qcore.recipe import Recipe, warn
 from qcore.threads import warn_of_running_threads
 from qcore.token_weights import require_gradients
+from qcore.tuning import held_apart
 
 if TYPE_CHECKING:
     from qcore.checkpoint.architectures import DecoderPlan
@@ -61,6 +62,8 @@ def settle(
     if recipe.needs_data:
         require_gradients(model, recipe)
     calibration = _mixture(model, recipe, _calibration(model, recipe, calib), generic)
+    if calibration is not None and recipe.tuning_epochs:
+        held_apart(calibration, recipe.seed)
     job = Job(
         model, recipe, assignment, chosen, calibration, pass_activations(recipe, model), report
     )

@@ -17,6 +17,7 @@ from qcore.progress import reporter
 from qcore.recipe import Recipe, warn
 from qcore.record import RunClock, artifact_record
 from qcore.solve_block import SolvedBlock
+from qcore.tuning import Tuning
 
 T = TypeVar("T")
 
@@ -108,31 +109,22 @@ def _run(
     job: Job, writer: ArtifactWriter, clock: RunClock, choice: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The pass over the blocks; returns the record."""
-    plan, recipe = job.model.plan, job.recipe
+    recipe = job.recipe
     # Before any work: a NaN here would come to light as one of the first block's activations, or
     # after the last block.
     for name, reference in _outside_blocks(job):
         require_finite(reference.array(), name)
-    blocks = BlockPass(job, clock)
+    blocks = BlockPass(job, clock, scratch=writer.folder)
     layers: list[dict[str, Any]] = []
     folds: list[dict[str, Any]] = []
-    for block_plan in plan.blocks:
-        _, solved = blocks.solve(block_plan.index)
-        _write_block(job, writer, block_plan.index, solved)
+    for block, solved in blocks.blocks():
+        _write_block(job, writer, block.plan.index, solved)
         layers += solved.reports
         folds += solved.folds
         clock.lap("write")
-        done = block_plan.index + 1
-        job.report(
-            {
-                "event": "block",
-                "index": done,
-                "of": len(plan.blocks),
-                "loss": max((r["loss"] or 0.0 for r in solved.reports), default=0.0),
-                "damp": max((r.get("damp", 0.0) for r in solved.reports), default=0.0),
-            }
-        )
-    _write_rest(job, writer)
+    tuned = {} if blocks.student is None else blocks.student.outside
+    for name, reference in _outside_blocks(job):
+        writer.write(name, tuned.get(name, reference.array()))
     clock.lap("write")
     return artifact_record(
         model=job.model,
@@ -149,7 +141,9 @@ def _run(
             *_ragged_warnings(job.assignment),
             *_thin_warnings(blocks.enough),
             *coverage_warnings(blocks.coverage),
+            *_tuning_warnings(blocks.tuning),
         ],
+        tuning=None if blocks.tuning is None else blocks.tuning.to_dict(),
         choice=choice,
     )
 
@@ -157,6 +151,10 @@ def _run(
 def _ragged_warnings(assignment: Assignment) -> list[dict[str, str]]:
     text = assignment.regrouped
     return [{"code": "GROUP_RAGGED", "message": text}] if text else []
+
+
+def _tuning_warnings(tuning: Tuning | None) -> list[dict[str, str]]:
+    return [] if tuning is None or tuning.warning is None else [tuning.warning]
 
 
 def _thin_warnings(enough: Mapping[str, float]) -> list[dict[str, str]]:
@@ -205,11 +203,6 @@ def _write_block(job: Job, writer: ArtifactWriter, index: int, solved: SolvedBlo
             writer.write_layer(layer, solved.layers[layer], job.format)
         else:
             writer.write(name, solved.vectors.get(name, reference.array()))
-
-
-def _write_rest(job: Job, writer: ArtifactWriter) -> None:
-    for name, reference in _outside_blocks(job):
-        writer.write(name, reference.array())
 
 
 def _outside_blocks(job: Job) -> Iterator[tuple[str, TensorRef]]:

@@ -99,6 +99,9 @@ class Recipe:
         correction: how far a corrected weight goes, from 0 to 1.
         experts: what happens to experts that fewer than 64 calibration tokens reach: "strict": stop;
             "rtn": round them plainly; "all": take their statistics from all tokens.
+        tuning_epochs: how often the calibration samples are gone through to tune scales and norms
+            towards what the original says, codes fixed, for dense models; 0: not at all.
+        tuning_rate: Adam's learning rate at its highest, as a share of each value.
         activations: precision of the activations during the pass: "bfloat16", "float32", or "auto"
             (the checkpoint's).
         n_samples, max_length: calibration samples and tokens per sample when raw data is given.
@@ -128,6 +131,8 @@ class Recipe:
     propagate: str = "quantized"
     correction: float = 1.0
     experts: str = "strict"
+    tuning_epochs: int = 0
+    tuning_rate: float = 1e-3
     activations: str = "auto"
     n_samples: int = 256
     max_length: int = 2048
@@ -143,7 +148,7 @@ class Recipe:
     @property
     def needs_data(self) -> bool:
         """Whether the method looks at calibration data."""
-        return self.method != "rtn" or self.scale_search == "diagonal"
+        return self.method != "rtn" or self.scale_search == "diagonal" or self.tuning_epochs > 0
 
     @property
     def scale_rule(self) -> str:
@@ -274,6 +279,8 @@ class Recipe:
             text += f", Fisher weights of {self.fisher_tokens:,} tokens"
         if self.propagate == "corrected":
             text += f", inputs corrected x {self.correction:g}"
+        if self.tuning_epochs:
+            text += f", tuned {self.tuning_epochs} x at {self.tuning_rate:g}"
         if self.overrides:
             text += f", {len(self.overrides)} override{'s' if len(self.overrides) > 1 else ''}"
         return text
@@ -321,6 +328,8 @@ def _check_recipe(recipe: Recipe) -> None:
     whole("fisher_tokens", recipe.fisher_tokens, 1)
     number("fisher_clip", recipe.fisher_clip, 1.0, 1e6)
     number("fisher_even", recipe.fisher_even, 0.0, 1.0)
+    whole("tuning_epochs", recipe.tuning_epochs, 0)
+    number("tuning_rate", recipe.tuning_rate, 0.0, 0.1)
     whole("n_samples", recipe.n_samples, 1)
     whole("max_length", recipe.max_length, 1)
     number("generic_share", recipe.generic_share, 0.0, 1.0)

@@ -40,6 +40,7 @@ def artifact_record(
     sufficiency: Mapping[str, float],
     experts: Sequence[Mapping[str, Any]],
     warnings: Sequence[Mapping[str, str]],
+    tuning: Mapping[str, Any] | None,
     choice: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The content of qcore.json, without the manifest that the writer adds."""
@@ -73,6 +74,7 @@ def artifact_record(
         "layers": list(layers),
         "folds": list(folds),
         "fallbacks": fallbacks,
+        "tuning": None if tuning is None else dict(tuning),
         "warnings": list(warnings),
         "choice": choice,
         "budget": None,

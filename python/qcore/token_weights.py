@@ -50,17 +50,21 @@ def token_weights(
 
 
 def require_gradients(model: Model, recipe: Recipe) -> None:
-    """Refuses "fisher" for a model that gradients do not go through (RECIPE_CONFLICT)."""
-    if recipe.token_weights != "fisher":
-        return
-    for block in model.plan.blocks:
-        if block.experts is not None:
-            raise RecipeError(
-                f'token_weights = "fisher" takes gradients, and {block.prefix} has experts.',
-                code="RECIPE_CONFLICT",
-                where=str(model.path),
-                remedy='Use token_weights = "first-tokens".',
-            )
+    """Refuses what takes gradients for a model that they do not go through (RECIPE_CONFLICT)."""
+    asked = {
+        'token_weights = "fisher"': 'token_weights = "first-tokens"',
+        f"tuning_epochs = {recipe.tuning_epochs}": "tuning_epochs = 0",
+    }
+    wanted = (recipe.token_weights == "fisher", recipe.tuning_epochs > 0)
+    for (setting, remedy), given in zip(asked.items(), wanted, strict=True):
+        for block in model.plan.blocks:
+            if given and block.experts is not None:
+                raise RecipeError(
+                    f"{setting} takes gradients, and {block.prefix} has experts.",
+                    code="RECIPE_CONFLICT",
+                    where=str(model.path),
+                    remedy=f"Use {remedy}.",
+                )
 
 
 def taps_of(block: BlockPlan) -> list[str]:

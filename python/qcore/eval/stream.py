@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from qcore.errors import NumericalError
 from qcore.spec import Float32Array
 
 if TYPE_CHECKING:
+    from qcore.checkpoint.architectures import DecoderPlan
     from qcore.data import Sample
     from qcore.model import Block, Model
 
@@ -32,6 +33,17 @@ LOGITS_BYTES = 256 * 2**20
 BATCH_TOKENS = 4096
 
 Progress = Callable[[Mapping[str, Any]], None]
+
+
+class HasHead(Protocol):
+    """What is needed of a model behind its last block."""
+
+    @property
+    def plan(self) -> DecoderPlan:
+        """Its shapes."""
+
+    def logits(self, hidden: Float32Array, /, *, activations: str) -> Float32Array:
+        """Next-token logits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +162,7 @@ def through_block(
 
 
 def compare_pass(
-    runs: Sequence[tuple[Model, str, str]],
+    runs: Sequence[tuple[HasHead, str, str]],
     hidden: Sequence[Float32Array],
     samples: Sequence[Sample],
     first: int,

@@ -78,6 +78,11 @@ class ArtifactWriter:
         if not self._published:
             self.abort()
 
+    @property
+    def folder(self) -> Path:
+        """Where the artifact is staged; goes, with all that is in it, unless it is published."""
+        return self._staging.folder
+
     def plan(self, tensors: Mapping[str, TensorSpec], *, shard_bytes: int = SHARD_BYTES) -> None:
         """Lays out every tensor, checks the space and reserves it.
 

@@ -141,7 +141,7 @@ class Model:
 
     def logits(self, hidden: Float32Array, *, activations: str = "float32") -> Float32Array:
         """Next-token logits of hidden states that left the last block: (n_tokens, vocab_size)."""
-        return self._head.logits(hidden, activations)
+        return self.head.logits(hidden, activations)
 
     def own_loss(
         self, hidden: Float32Array, draws: Float64Array, *, activations: str = "float32"
@@ -158,7 +158,7 @@ class Model:
             The gradient of the sum of all losses with respect to `hidden`, (n_tokens, hidden_size);
             the losses, (n_tokens,).
         """
-        return self._head.own_loss(hidden, draws, activations)
+        return self.head.own_loss(hidden, draws, activations)
 
     def kl_loss(
         self,
@@ -180,13 +180,18 @@ class Model:
             The gradient of the sum of all tokens' KL with respect to `hidden`, (n_tokens,
             hidden_size); the KL, (n_tokens,), in nats.
         """
-        return self._head.kl_loss(hidden, base._head, base_hidden, activations)
+        return self.head.kl_loss(hidden, base.head, base_hidden, activations)
 
     @cached_property
-    def _head(self) -> _core.Head:
+    def head(self) -> _core.Head:
+        """Final norm, output head and soft cap, ready to run."""
+        return self.head_of(self.tensors[self.plan.final_norm.name].array())
+
+    def head_of(self, final_norm: Array) -> _core.Head:
+        """The head behind another final norm, given as the file stores it."""
         plan = self.plan
-        gain = gain_of(plan.final_norm, self.tensors[plan.final_norm.name].array())
         table = self._table(plan.head or plan.embedding)
+        gain = gain_of(plan.final_norm, final_norm)
         return _core.Head(_core.Linear(table), gain, plan.norm_eps, plan.final_softcap)
 
     def _table(self, name: str) -> Array:

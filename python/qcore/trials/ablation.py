@@ -46,6 +46,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "propagate corrected": {"propagate": "corrected", "correction": 1.0},
     "awq": {"method": "awq", **_NOT_GPTQ},
     "awq+gptq": {"method": "awq+gptq"},
+    "tuning off": {"tuning_epochs": 0},
+    "tuning": {"tuning_epochs": 1},
     # Last, so that it is a row of its own for other methods only.
     "gptq": {"method": "gptq", "scale_search": "auto"},
 }
@@ -148,6 +150,8 @@ def _effective(recipe: Recipe) -> Recipe:
             propagate=plain.propagate,
             generic_share=plain.generic_share,
         )
+    if not recipe.tuning_epochs:
+        recipe = replace(recipe, tuning_rate=plain.tuning_rate)
     if recipe.propagate != "corrected":
         recipe = replace(recipe, correction=plain.correction)
     return recipe

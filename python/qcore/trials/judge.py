@@ -154,8 +154,7 @@ class RecipeJudge:
         clock.lap("judge")
         blocks = BlockPass(job, clock)
         fallbacks = 0
-        for plan in job.model.plan.blocks:
-            block, solved = blocks.solve(plan.index)
+        for block, solved in blocks.blocks():
             clock.lap("solve")
             fallbacks += sum(1 for entry in solved.reports if entry.get("fallback"))
             through_block(
@@ -163,11 +162,11 @@ class RecipeJudge:
                 hidden,
                 self._samples,
                 self._activations,
-                f"quantized block {plan.index}",
+                f"quantized block {block.plan.index}",
             )
             clock.lap("judge")
-            report({"event": "block", "index": plan.index + 1, "of": len(job.model.plan.blocks)})
-        runs = [(self._model, "float32", "base"), (self._model, self._activations, "recipe")]
+        judged = blocks.student or self._model
+        runs = [(self._model, "float32", "base"), (judged, self._activations, "recipe")]
         scores = compare_pass(runs, [self._base, hidden], self._samples, 0)
         clock.lap("judge")
         layer_bytes, bits_per_weight = _size(job)

@@ -119,7 +119,7 @@ def test_gives_autograds_gradients_of_scales_and_norms(name, backend):
         )
         for block in blocks:
             inputs.append(block.forward(inputs[-1], case.lengths, activations="float32"))
-        gradient, _ = model._head.own_loss(inputs.pop(), stored["draws"], norm_gradient=final)
+        gradient, _ = model.head.own_loss(inputs.pop(), stored["draws"], norm_gradient=final)
         for block in reversed(blocks):
             taps, scales = scale_gradients(block, GOLDEN_GROUP)
             norms = norm_sums(block)
