@@ -61,6 +61,16 @@ class Tokenizer:
             raise out_of_range(largest, self._rows, "the text")
         return ids
 
+    def offsets(self, text: str, add_special_tokens: bool = True) -> list[tuple[int, int]]:
+        """Where each token of `encode` begins and ends in the text, in characters; (0, 0) or an
+        empty stretch for one that stands for none of it.
+        """
+        try:
+            encoding = self._impl.encode(text, add_special_tokens=add_special_tokens)
+        except BaseException as error:
+            raise _library_error(error, "The tokenizer failed on a text.") from error
+        return [(int(start), int(end)) for start, end in encoding.offsets]
+
     def encode_batch(
         self, texts: Sequence[str], add_special_tokens: bool = True
     ) -> list[list[int]]:

@@ -20,6 +20,7 @@ from qcore.data.prepare import anonymizer_of
 from qcore.data.rows import RowReader
 from qcore.data.select import Choice
 from qcore.data.shapes import TokenArray
+from qcore.data.spans import share_of_roles
 from qcore.data.template import DEFAULT_DATE, MAX_SOURCE_BYTES, ChatTemplate, template_variables
 from qcore.data.tokens import MIN_TOKENS, ON_LONG, OnLong, RowTokenizer, Sample
 from qcore.errors import ArgumentError, CalibrationError, MissingInputError, QcoreWarning, escaped
@@ -64,6 +65,7 @@ class Calibration:
         path: str | None = None,
         anonymize: bool | Anonymizer = False,
         redact: Callable[[str], str] | None = None,
+        roles: bool = False,
     ) -> Calibration:
         """Read, choose, render, tokenize.
 
@@ -93,6 +95,8 @@ class Calibration:
             anonymize: replace personal data in the chosen rows: True for every kind, with a key
                 that is forgotten, or an `Anonymizer`. The choice does not depend on the key.
             redact: called with every text of the chosen rows; returns what is kept of it.
+            roles: find out who says each token (`Sample.roles`), so that statistics can be
+                weighted by it; costs one rendering per message.
 
         Raises:
             CalibrationError: CALIB_EMPTY, CALIB_TOO_SMALL, CALIB_LINE, CALIB_UTF8, CALIB_FORMAT,
@@ -128,6 +132,7 @@ class Calibration:
                 on_long=on_long,
                 as_text=as_text,
                 skip_bad_rows=skip_bad_rows,
+                roles=roles,
             )
 
         chosen = Choice(reader, n_samples, seed, anonymizer.row if anonymizer else None)
@@ -151,6 +156,9 @@ class Calibration:
         if columns or path:
             settings |= {"columns": dict(columns or {}), "path": path}
         card = build_card(samples, reader, dropped, settings, notes, model)
+        if roles:
+            known = [sample.roles for sample in samples if sample.roles is not None]
+            card["roles"] = share_of_roles(known)
         if anonymizer is not None:
             card["personal_data"] = anonymizer.audit.counts()
         used_template = any(s.shape == "messages" for s in samples) and chat_template is not None

@@ -58,6 +58,23 @@ _LIBRARY_PATHS = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _CHILD = Path(__file__).with_name("template_child.py")
 
 
+class RenderedText(str):
+    """The text of a conversation.
+
+    Attributes:
+        generation: start and end of what the assistant said, where the template marks it with a
+            `generation` block; empty where it does not.
+    """
+
+    generation: tuple[tuple[int, int], ...]
+
+    def __new__(cls, text: str, generation: tuple[tuple[int, int], ...] = ()) -> RenderedText:
+        """A str that carries its marks."""
+        made = super().__new__(cls, text)
+        made.generation = generation
+        return made
+
+
 class ChatTemplate:
     """A chat template and the variables it is rendered with.
 
@@ -162,7 +179,8 @@ class ChatTemplate:
 
     def _result(self, answer: dict[str, Any], where: str) -> str | CalibrationError:
         if "text" in answer and "code" not in answer:
-            return str(answer["text"])
+            marks = answer.get("generation", ())
+            return RenderedText(answer["text"], tuple((start, end) for start, end in marks))
         code, text = str(answer["code"]), escaped(str(answer.get("text", "")))
         line = f", line {answer['line']}" if answer.get("line") else ""
         if code in ("TEMPLATE_FORBIDDEN", "TEMPLATE_LIMIT"):

@@ -35,7 +35,32 @@ def limit_process(settings: dict[str, Any]) -> None:
         resource.setrlimit(which, (value, value))
 
 
-def build_environment(date: str) -> Any:
+class Written:
+    """What a template has written so far, and which of it is the assistant's.
+
+    Jinja2 hands over text as it goes, so at the end of a `generation` block everything before it
+    has been written: the same count as that of transformers.
+    """
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets the conversation before."""
+        self.parts: list[str] = []
+        self.generation: list[tuple[int, int]] = []
+        self._size = 0
+        self._counted = 0
+
+    def mark(self, text: str) -> None:
+        """Notes that `text`, which comes next, is the assistant's."""
+        while self._counted < len(self.parts):
+            self._size += len(self.parts[self._counted])
+            self._counted += 1
+        self.generation.append((self._size, self._size + len(text)))
+
+
+def build_environment(date: str, written: Written) -> Any:
     """The sandbox of transformers; `date` (ISO) is what `strftime_now` formats."""
     import jinja2
     import jinja2.ext
@@ -53,7 +78,9 @@ def build_environment(date: str) -> Any:
             return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
 
         def _pass_through(self, caller: Any) -> Any:
-            return caller()
+            text = caller()
+            written.mark(text)
+            return text
 
     class Dict:
         """`dict(...)` without the class behind it."""
@@ -157,9 +184,12 @@ def failure(error: BaseException) -> dict[str, Any]:
     return {"code": "TEMPLATE_RAISED", "text": f"{type(error).__name__}: {text}"}
 
 
-def rendered(template: Any, values: dict[str, Any], max_bytes: int) -> dict[str, Any]:
-    """The text of one conversation, or why there is none."""
-    parts: list[str] = []
+def rendered(
+    template: Any, values: dict[str, Any], max_bytes: int, written: Written
+) -> dict[str, Any]:
+    """The text of one conversation and what of it is the assistant's, or why there is none."""
+    written.begin()
+    parts = written.parts
     size = 0
     for part in template.generate(**values):
         # UTF-8 is at most four bytes a character and at least one, so most texts need no encoding
@@ -168,7 +198,8 @@ def rendered(template: Any, values: dict[str, Any], max_bytes: int) -> dict[str,
         if size > max_bytes:
             return {"code": "TEMPLATE_LIMIT", "text": f"output above {max_bytes} bytes"}
         parts.append(part)
-    return {"text": "".join(parts)}
+    marks = {"generation": written.generation} if written.generation else {}
+    return {"text": "".join(parts), **marks}
 
 
 def restart_clock(seconds: float) -> None:
@@ -182,7 +213,8 @@ def main(source: TextIO, sink: TextIO) -> None:
     sys.path.extend(settings["import_paths"])
     import jinja2  # noqa: F401 (before the limits: importing needs files)
 
-    environment = build_environment(settings["date"])
+    written = Written()
+    environment = build_environment(settings["date"], written)
     limit_process(settings)
 
     def answer(value: dict[str, Any]) -> int:
@@ -203,17 +235,17 @@ def main(source: TextIO, sink: TextIO) -> None:
         answer(failure(error))
         return
     answer({"ok": True})
-    written = 0
+    answered = 0
     for row in source:
         values = {**settings["variables"], **json.loads(row)}
         restart_clock(settings["row_cpu_s"])
         try:
-            result = rendered(template, values, settings["output_bytes"])
+            result = rendered(template, values, settings["output_bytes"], written)
         except Exception as error:
             result = failure(error)
         restart_clock(0)
-        written += answer(result)
-        if written > settings["batch_bytes"]:
+        answered += answer(result)
+        if answered > settings["batch_bytes"]:
             return
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import numpy as np
 
 from qcore.data.shapes import Message, Row, Shape, TokenArray, token_error
+from qcore.data.spans import RoleArray, beginnings, roles_of_tokens, spans_in
 from qcore.data.template import ChatTemplate
 from qcore.data.turns import as_plain_text, last_turns, turn_starts, without_opening
 from qcore.errors import CalibrationError
@@ -17,8 +18,14 @@ from qcore.errors import CalibrationError
 MIN_TOKENS = 16
 OnLong: TypeAlias = Literal["truncate", "drop", "error"]
 ON_LONG: tuple[OnLong, ...] = get_args(OnLong)
-# What was tokenized, and its ids.
-_Encoded: TypeAlias = tuple[str, list[int]]
+
+
+class _Encoded(NamedTuple):
+    """What was tokenized, its ids, and of which messages it was rendered."""
+
+    text: str
+    ids: list[int]
+    messages: Sequence[Message] = ()
 
 
 class TextTokenizer(Protocol):
@@ -26,6 +33,10 @@ class TextTokenizer(Protocol):
 
     def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]:
         """Ids of the text; with `add_special_tokens`, those of the post-processor too."""
+        ...
+
+    def offsets(self, text: str, add_special_tokens: bool = ...) -> list[tuple[int, int]]:
+        """Where each of these tokens begins and ends in the text, in characters."""
         ...
 
 
@@ -39,6 +50,8 @@ class Sample:
         shape: the shape of the row.
         where: file and line, or index, of the row.
         text: what was tokenized, with the special tokens the template wrote; empty for given ids.
+        roles: (n_tokens,) uint8, who says each token, as an index of `spans.ROLES`; None where it
+            was not asked for, is no conversation, or cannot be told.
     """
 
     tokens: TokenArray
@@ -46,6 +59,7 @@ class Sample:
     shape: Shape
     where: str
     text: str = ""
+    roles: RoleArray | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -69,6 +83,7 @@ class RowTokenizer:
         on_long: what happens to longer ones: "truncate", "drop" or "error".
         as_text: write conversations as "role: content" lines, without a template.
         skip_bad_rows: count conversations that the template refuses instead of raising.
+        roles: find out who says each token; costs one rendering per message.
     """
 
     def __init__(
@@ -83,7 +98,9 @@ class RowTokenizer:
         on_long: OnLong = "truncate",
         as_text: bool = False,
         skip_bad_rows: bool = False,
+        roles: bool = False,
     ) -> None:
+        self._with_roles = roles
         self._tokenizer = tokenizer
         self._template = template
         self._tool_template = tool_template or template
@@ -104,11 +121,14 @@ class RowTokenizer:
             CalibrationError: CALIB_NO_TEMPLATE, TEMPLATE_RAISED, TOKENS_DOUBLE_BOS,
                 TOKEN_OUT_OF_RANGE, CALIB_LENGTH with `on_long="error"`.
         """
-        chats = iter(self._encode_chats([row for row in rows if row.shape == "messages"]))
+        conversations = [row for row in rows if row.shape == "messages"]
+        encoded = self._encode_chats(conversations)
+        chats = iter(zip(encoded, self._roles(encoded, conversations), strict=True))
         samples = []
         for row in rows:
+            roles = None
             if row.shape == "messages":
-                pair = next(chats)
+                pair, roles = next(chats)
             elif row.shape == "text":
                 pair = self._cut_end(row, row.text, self._tokenizer.encode(row.text, True))
             else:
@@ -116,14 +136,14 @@ class RowTokenizer:
                 pair = self._cut_end(row, "", row.tokens.tolist())
             if pair is None:
                 continue
-            text, ids = pair
+            text, ids = pair.text, pair.ids
             self._check_ids(ids, row.where)
             if len(ids) < MIN_TOKENS:
                 self.dropped[f"shorter than {MIN_TOKENS} tokens"] += 1
                 continue
             tokens = np.asarray(ids, dtype=np.int64)
             tokens.setflags(write=False)
-            samples.append(Sample(tokens, row.id, row.shape, row.where, text))
+            samples.append(Sample(tokens, row.id, row.shape, row.where, str(text), roles))
         return samples
 
     def _check_ids(self, ids: Sequence[int], where: str) -> None:
@@ -143,8 +163,8 @@ class RowTokenizer:
     def _cut_end(self, row: Row, text: str, ids: list[int]) -> _Encoded | None:
         """Prose and given ids keep their start."""
         if len(ids) <= self._max_length:
-            return text, ids
-        return (text, ids[: self._max_length]) if self._keep_long(row, len(ids)) else None
+            return _Encoded(text, ids)
+        return _Encoded(text, ids[: self._max_length]) if self._keep_long(row, len(ids)) else None
 
     def _keep_long(self, row: Row, n_tokens: int) -> bool:
         """Whether a sample that is too long is to be cut."""
@@ -171,25 +191,49 @@ class RowTokenizer:
         texts = self._render(messages, rows)
         self._retry_without_opening(messages, texts, rows)
         results: list[_Encoded | None] = []
-        for row, text in zip(rows, texts, strict=True):
+        for row, text, said in zip(rows, texts, messages, strict=True):
             if isinstance(text, CalibrationError):
                 if not self._skip_bad_rows:
                     raise text
                 self.dropped["refused by the template"] += 1
                 results.append(None)
             else:
-                results.append((text, self._encode_chat(text, row)))
+                results.append(_Encoded(text, self._encode_chat(text, row), said))
         kept = []
         for index, pair in enumerate(results):
-            if pair is None or len(pair[1]) <= self._max_length:
+            if pair is None or len(pair.ids) <= self._max_length:
                 continue
-            if self._keep_long(rows[index], len(pair[1])):
+            if self._keep_long(rows[index], len(pair.ids)):
                 kept.append(index)
             else:
                 results[index] = None
         for index, pair in zip(kept, self._shorten(kept, messages, rows), strict=True):
             results[index] = pair
         return results
+
+    def _roles(
+        self, encoded: Sequence[_Encoded | None], rows: Sequence[Row]
+    ) -> list[RoleArray | None]:
+        """Who says each token of each conversation."""
+        result: list[RoleArray | None] = [None] * len(rows)
+        if not self._with_roles:
+            return result
+        known = [(index, pair) for index, pair in enumerate(encoded) if pair is not None]
+        parts = [beginnings(pair.messages) for _, pair in known]
+        of = [rows[index] for (index, _), each in zip(known, parts, strict=True) for _ in each]
+        texts = iter(self._render([part for each in parts for part in each], of) if of else ())
+        for (index, pair), each in zip(known, parts, strict=True):
+            begun = [next(texts) for _ in each]
+            marks = getattr(pair.text, "generation", ())
+            spans = spans_in(pair.text, pair.messages, begun, marks)
+            if spans is None:
+                self.notes["who says what cannot be told"] += 1
+                continue
+            offsets = self._tokenizer.offsets(pair.text, add_special_tokens=self._as_text)
+            roles = roles_of_tokens(offsets[: len(pair.ids)], spans)
+            roles.setflags(write=False)
+            result[index] = roles
+        return result
 
     def _encode_chat(self, text: str, row: Row) -> list[int]:
         try:
@@ -277,15 +321,15 @@ class RowTokenizer:
             return {
                 p: None
                 if isinstance(text, CalibrationError)
-                else (text, self._encode_chat(text, rows[indices[p]]))
-                for p, text in zip(order, texts, strict=True)
+                else _Encoded(text, self._encode_chat(text, rows[indices[p]]), part)
+                for p, text, part in zip(order, texts, parts, strict=True)
             }
 
         while open_cuts := {
             p: (low[p] + high[p]) // 2 for p in range(len(indices)) if high[p] - low[p] > 1
         }:
             for p, pair in try_cuts(open_cuts).items():
-                if pair is not None and len(pair[1]) <= self._max_length:
+                if pair is not None and len(pair.ids) <= self._max_length:
                     high[p], best[p] = open_cuts[p], pair
                 else:
                     low[p] = open_cuts[p]
@@ -293,11 +337,11 @@ class RowTokenizer:
         for p, pair in try_cuts(missing).items() if missing else ():
             if pair is None:
                 # The template takes the whole conversation but not its last turn alone.
-                text = self._render([messages[indices[p]]], [rows[indices[p]]])[0]
-                pair = (str(text), self._encode_chat(str(text), rows[indices[p]]))
-            text, ids = pair
-            if len(ids) > self._max_length:
+                whole = messages[indices[p]]
+                text = self._render([whole], [rows[indices[p]]])[0]
+                pair = _Encoded(str(text), self._encode_chat(str(text), rows[indices[p]]), whole)
+            if len(pair.ids) > self._max_length:
                 self.notes["cut inside a turn"] += 1
-                ids = ids[: self._max_length]
-            best[p] = text, ids
+                pair = pair._replace(ids=pair.ids[: self._max_length])
+            best[p] = pair
         return [best[p] for p in range(len(indices))]

@@ -38,10 +38,13 @@ def without_opening(messages: Sequence[Message]) -> list[Message] | None:
 
 def as_plain_text(messages: Sequence[Message]) -> str:
     """The conversation as "role: content" lines, for models without a chat template."""
-    return "\n".join(f"{message['role']}: {_plain(message.get('content'))}" for message in messages)
+    return "\n".join(
+        f"{message['role']}: {plain_content(message.get('content'))}" for message in messages
+    )
 
 
-def _plain(content: Any) -> str:
+def plain_content(content: Any) -> str:
+    """The text of a message's content, which may be a list of parts."""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else []
