@@ -59,6 +59,31 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Rendering:
+    """How conversations become text."""
+
+    template: Path | None
+    as_text: bool
+    skip_bad_rows: bool
+
+    def given(self) -> dict[str, Any]:
+        """The options that say something."""
+        options = {
+            "template": self.template,
+            "as_text": self.as_text or None,
+            "skip_bad_rows": self.skip_bad_rows or None,
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+    def python(self) -> list[str]:
+        """The arguments as a reader would type them."""
+        given = self.given()
+        if self.template is not None:
+            given["template"] = f"Path({str(self.template)!r})"
+        return [f"{name}={value}" for name, value in given.items()]
+
+
+@dataclass(frozen=True)
 class Replacing:
     """Whether and how personal data is replaced."""
 
@@ -135,6 +160,17 @@ _READING = (
         "--allow-bad-rows", is_flag=True, help="Go on when more than 10 % of the rows fit no shape."
     ),
 )
+_RENDERING = (
+    click.option(
+        "--template", type=click.Path(path_type=Path), help="Chat template in place of the model's."
+    ),
+    click.option(
+        "--as-text", is_flag=True, help="Write conversations as 'role: content' lines instead."
+    ),
+    click.option(
+        "--skip-bad-rows", is_flag=True, help="Leave out conversations that the template refuses."
+    ),
+)
 _REPLACING = (
     click.option(
         "--anonymize",
@@ -189,6 +225,19 @@ def reading_options(function: Function) -> Function:
         return function(*args, reading=reading, **kwargs)
 
     return cast(Function, _with(command, _READING))
+
+
+def rendering_options(function: Function) -> Function:
+    """Adds the flags of templates; the command receives them as `rendering`."""
+
+    @functools.wraps(function)
+    def command(
+        *args: Any, template: Path | None, as_text: bool, skip_bad_rows: bool, **kwargs: Any
+    ) -> Any:
+        rendering = Rendering(template, as_text, skip_bad_rows)
+        return function(*args, rendering=rendering, **kwargs)
+
+    return cast(Function, _with(command, _RENDERING))
 
 
 def replacing_options(function: Function) -> Function:

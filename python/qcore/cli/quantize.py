@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from qcore.cli.data_options import Reading, Replacing, reading_options, replacing_options
+from qcore.cli.data_options import (
+    Reading,
+    Rendering,
+    Replacing,
+    reading_options,
+    rendering_options,
+    replacing_options,
+)
 from qcore.cli.shared import Shared, python_call, shared_options, size, table
 
 if TYPE_CHECKING:
@@ -96,6 +103,7 @@ RECIPE_FLAGS = (
 @click.option("--allow-low-bits", metavar="REASON", help="Why fewer than 4 bits are wanted.")
 @click.option("--dry-run", is_flag=True, help="Print every value and where it came from; stop.")
 @reading_options
+@rendering_options
 @replacing_options
 @shared_options(progress=True)
 @click.pass_context
@@ -114,6 +122,7 @@ def command(
     overwrite: bool,
     dry_run: bool,
     reading: Reading,
+    rendering: Rendering,
     replacing: Replacing,
     **flags: Any,
 ) -> int:
@@ -125,7 +134,8 @@ def command(
     given = {name: flags[name] for name in RECIPE_FLAGS if flags[name] is not None}
     if out is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--out': where the artifact goes.", context)
-    files = Files(model, calib, generic, out, choose, reading, replacing, format_name, overwrite)
+    inputs = (model, calib, generic, out, choose, reading, rendering, replacing)
+    files = Files(*inputs, format_name, overwrite)
     if shared.print_python:
         text = _python(files, recipe_file, given, keep)
         shared.result({"python": text}, text.splitlines())
@@ -156,6 +166,7 @@ class Files:
     out: Path | None
     choose: bool
     reading: Reading
+    rendering: Rendering
     replacing: Replacing
     format: str
     overwrite: bool
@@ -177,6 +188,7 @@ def _run(shared: Shared, files: Files, recipe: Recipe) -> int:
             seed=recipe.seed,
             anonymize=files.replacing.anonymizer(),
             **files.reading.given(),
+            **files.rendering.given(),
         )
         shared.note("calibration", repr(calibration))
     shared.note("recipe", recipe.explain())
@@ -323,7 +335,9 @@ def _python(
         settings = [f"{name}=recipe.{name}" for name in ("n_samples", "max_length", "seed")]
         if files.choose:
             settings[0] += f" + {JUDGED}"
-        built = [repr(str(files.calib)), "model=m", *settings]
+        built = [repr(str(files.calib)), "model=m", *settings, *files.rendering.python()]
+        if files.rendering.template is not None:
+            lines.insert(0, "from pathlib import Path\n")
         if files.replacing.wanted:
             built.append(f"anonymize={files.replacing.python()}")
         options = files.reading.options()

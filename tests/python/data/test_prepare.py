@@ -328,3 +328,21 @@ def test_quantize_takes_what_detect_takes_and_records_what_was_replaced(
     code = capsys.readouterr().out
     assert "anonymize=True" in code
     assert "columns={'user': 'frage', 'assistant': 'antwort'}" in code
+
+
+def test_both_ways_out_of_a_missing_template_are_flags_of_quantize(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tmp_path / "plain.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }} says {{ m.content }}\n{% endfor %}")
+    assets = Path(qcore.__file__).parent / "assets"
+    arguments = ["quantize", assets / "helpdesk6m", "--calib", assets / "calibration.jsonl"]
+    arguments += ["--n-samples", 4, "--max-length", 48, "--keep", "model.layers.[1-5].*", "--quiet"]
+    told(capsys, *arguments, "--template", template, "-o", tmp_path / "a")
+    told(capsys, *arguments, "--as-text", "-o", tmp_path / "b")
+    settings = [qcore.open(tmp_path / name).record["calibration"]["settings"] for name in "ab"]
+    assert [each["as_text"] for each in settings] == [False, True]
+    assert (
+        main([*map(str, arguments), "--template", str(template), "-o", "c", "--print-python"]) == 0
+    )
+    assert f"template=Path({str(template)!r})" in capsys.readouterr().out
