@@ -25,7 +25,8 @@ FACE_FLOORS = (
     ("checkpoint", "formats", "data"),
     ("model",),
     (
-        *("recipe", "recipe_values", "assignment", "record", "batches", "calibrate"),
+        *("recipe", "recipe_values", "named_recipes", "assignment", "record"),
+        *("batches", "calibrate"),
         *("expert_coverage", "backward_pass", "token_weights", "tuning"),
         *("fold", "solve_block", "rounding_damage", "job", "block_pass", "quantization"),
     ),

@@ -19,7 +19,7 @@ from benchmarks.pipeline.recipes import MAX_LENGTH, N_SAMPLES, chat_rows
 from qcore import _core
 from qcore.recipe import Recipe
 
-RECIPES = Path(__file__).with_name("recipes")
+RECIPES = Path(__file__).with_name("recipes")  # mixed widths
 GRID = re.compile(r"(?P<bits>\d)(?P<kind>[as])(?P<group>\d+)")
 FILE_GRID = "file"  # the recipe file says it all
 
@@ -50,7 +50,7 @@ class Ours:
     """One recipe on one grid.
 
     Attributes:
-        recipe: stem of the file.
+        recipe: the name of a recipe of qcore's, or the stem of a file in `recipes`.
         grid: "4a64", or FILE_GRID.
     """
 
@@ -66,7 +66,8 @@ class Ours:
 
     def load(self) -> Recipe:
         """The file's recipe with the grid in it."""
-        recipe = Recipe.load(RECIPES / f"{self.recipe}.toml")
+        file = RECIPES / f"{self.recipe}.toml"
+        recipe = Recipe.load(file if file.exists() else self.recipe)
         if self.grid == FILE_GRID:
             return recipe
         bits, kind, group = GRID.fullmatch(self.grid).groups()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qcore.errors import QcoreWarning, RecipeError, escaped
+from qcore.named_recipes import recipe_path
 from qcore.recipe_values import (
     choice,
     flag,
@@ -32,7 +33,7 @@ from qcore.spec import BITS
 METHODS = ("rtn", "gptq", "awq", "awq+gptq")
 SCALE_SEARCHES = ("auto", "conditional", "diagonal", "mse", "minmax")
 ACT_ORDERS = ("group", "none")
-TOKEN_WEIGHTS = ("first-tokens", "none", "fisher")
+TOKEN_WEIGHTS = ("auto", "fisher", "first-tokens", "none")
 PROPAGATE = ("quantized", "reference", "corrected")
 EXPERTS = ("strict", "rtn", "all")
 ACTIVATIONS = ("auto", "bfloat16", "float32")
@@ -65,8 +66,7 @@ class Override:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is quantized. The defaults are the measured best without gradients
-    (docs/algorithms/gptq.md).
+    """How a model is quantized. The defaults are the measured best (docs/algorithms/recipe.md).
 
     Attributes:
         method: "rtn" (plain rounding, no data), "gptq", "awq" or "awq+gptq".
@@ -84,9 +84,10 @@ class Recipe:
         act_order: "group" (groups and the columns inside them by decreasing diagonal of H) or
             "none".
         damp_ratio: share of the mean diagonal added to the Hessian.
-        token_weights: "first-tokens" counts position 0 of every sample `first_token_weight` times,
-            "none" counts all once; "fisher" counts a token by the squared norm of the gradient at
-            the layer's output, of the model's own loss: one backward pass, for dense models.
+        token_weights: "fisher" counts a token by the squared norm of the gradient at the layer's
+            output, of the model's own loss: one backward pass, for dense models; "first-tokens"
+            counts position 0 of every sample `first_token_weight` times, "none" counts all once.
+            "auto": fisher, and first-tokens where there are experts.
         first_token_weight: see above.
         fisher_tokens: calibration tokens that the gradient is taken over; the others get the mean
             weight of their position.
@@ -122,7 +123,7 @@ class Recipe:
     scale_search: str = "auto"
     act_order: str = "group"
     damp_ratio: float = 0.03
-    token_weights: str = "first-tokens"
+    token_weights: str = "auto"
     first_token_weight: float = 20.0
     fisher_tokens: int = 8192
     fisher_clip: float = 1e4
@@ -159,13 +160,14 @@ class Recipe:
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
-        """Reads a TOML or JSON recipe file.
+        """Reads a TOML or JSON recipe file, or by its name a recipe that comes with qcore:
+        "default", "best", "fast", "plain" or "rtn" (docs/algorithms/recipe.md).
 
         Raises:
-            RecipeError: unreadable text, an unknown key (with the nearest name) or a value out of
+            RecipeError: no such name or file, unreadable text, an unknown key (with the nearest name) or a value out of
                 range.
         """
-        path = Path(path)
+        path = recipe_path(path)
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

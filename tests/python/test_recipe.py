@@ -2,15 +2,16 @@
 
 import pytest
 
+from qcore import named_recipes
 from qcore.errors import RecipeError
 from qcore.recipe import Override, Recipe
 
 
-def test_default_is_the_gradient_free_recipe():
+def test_defaults_are_those_of_the_recipe_page():
     recipe = Recipe()
     assert (recipe.method, recipe.bits, recipe.symmetric) == ("gptq", 4, False)
     assert (recipe.act_order, recipe.damp_ratio) == ("group", 0.03)
-    assert (recipe.token_weights, recipe.first_token_weight) == ("first-tokens", 20.0)
+    assert (recipe.token_weights, recipe.first_token_weight) == ("auto", 20.0)
     assert recipe.propagate == "quantized"
     assert recipe.scale_rule == "conditional"
 
@@ -165,3 +166,21 @@ def test_overrides_that_are_no_overrides_are_refused():
 
 def test_bf16_is_short_for_bfloat16():
     assert Recipe.from_dict({"activations": "bf16"}).activations == "bfloat16"
+
+
+def test_a_recipe_that_comes_with_qcore_is_loaded_by_its_name():
+    assert Recipe.load("default") == Recipe()
+    assert Recipe.load("fast") == Recipe(token_weights="first-tokens")
+    assert Recipe.load("rtn").method == "rtn"
+    names = {path.stem for path in named_recipes.FOLDER.glob("*.toml")}
+    assert names == set(named_recipes.NAMES)
+    for name in names:
+        Recipe.load(name)
+
+
+def test_a_name_that_is_none_lists_those_there_are(tmp_path):
+    with pytest.raises(RecipeError, match="no recipe named 'beste', and no such file") as caught:
+        Recipe.load("beste")
+    assert "default, best, fast" in str(caught.value)
+    (tmp_path / "best").write_text("version = 1\nbits = 8\n")
+    assert Recipe.load(tmp_path / "best").bits == 8

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qcore.cli.shared import Shared, python_call, shared_options
+from qcore.cli.shared import Shared, python_call, recipe_option, shared_options
 
 
 @click.command(
@@ -21,7 +21,7 @@ from qcore.cli.shared import Shared, python_call, shared_options
 )
 @click.option("--generic", type=click.Path(path_type=Path), help="Text of another domain.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the result.")
-@click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML or JSON.")
+@recipe_option
 @click.option("--only", multiple=True, metavar="GLOB", help="Rows to run; repeat. [all]")
 @click.option("--n-samples", type=click.IntRange(min=1), help="Calibration samples. [256]")
 @click.option("--max-length", type=click.IntRange(min=2), help="Tokens per sample. [2048]")

@@ -17,7 +17,7 @@ from qcore.cli.data_options import (
     rendering_options,
     replacing_options,
 )
-from qcore.cli.shared import Shared, python_call, shared_options, size, table
+from qcore.cli.shared import Shared, python_call, recipe_option, shared_options, size, table
 
 if TYPE_CHECKING:
     from qcore.model import Artifact, Model
@@ -50,7 +50,7 @@ RECIPE_FLAGS = (
     help="Text of another domain, for --generic-share or --choose.",
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the artifact.")
-@click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML or JSON.")
+@recipe_option
 @click.option("--method", type=click.Choice(["rtn", "gptq", "awq", "awq+gptq"]), help="[gptq]")
 @click.option("--bits", type=int, help="2, 3, 4, 5, 6 or 8. [4]")
 @click.option(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qcore.cli.shared import Shared, new_file, python_call, shared_options
+from qcore.cli.shared import Shared, new_file, python_call, recipe_option, shared_options
 from qcore.errors import ArgumentError
 
 CALIBRATION_FLAGS = ("n_samples", "max_length", "seed")
@@ -41,7 +41,7 @@ def widths_of(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="JSON, for qcore mix."
 )
-@click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML or JSON.")
+@recipe_option
 @click.option(
     "--bits",
     callback=widths_of,

@@ -16,10 +16,18 @@ from typing import Any, TypeVar
 import click
 
 from qcore.errors import ArgumentError, OutputError
+from qcore.named_recipes import NAMES
 from qcore.progress import MODES, Progress, reporter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 LOG_LEVELS = ("debug", "info", "warning", "error")
+
+recipe_option = click.option(
+    "--recipe",
+    "recipe_file",
+    type=click.Path(path_type=Path),
+    help=f"TOML or JSON file, or the name of one that comes with qcore: {', '.join(NAMES)}.",
+)
 
 
 @dataclass
