@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from qcore.errors import EvaluationError, escaped
 from qcore.eval.evaluation import Evaluation, WorstToken
-from qcore.eval.stream import Progress, TokenScores, score_tokens
+from qcore.eval.stream import TokenScores, score_tokens
+from qcore.progress import Progress, reporter
 from qcore.threads import warn_of_running_threads
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def evaluate(
     max_length: int = 1024,
     activations: str = "float32",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: str | Progress = "none",
 ) -> Evaluation:
     """Perplexity of a model on held-out text and, with `against`, its distance to the original.
 
@@ -51,7 +52,7 @@ def evaluate(
         activations: precision of the artifact's activations: "float32", "bfloat16" or "int8". The
             original always runs in float32.
         seed: of the choice.
-        progress: takes events {"event": "evaluate", "index": ..., "of": ...}.
+        progress: as for `quantize`; the events are {"event": "evaluate", "index": ..., "of": ...}.
 
     Raises:
         EvaluationError: EVAL_MISMATCH when tokenizer, vocabulary or template differ.
@@ -74,7 +75,8 @@ def evaluate(
     )
     _check_vocabulary(held, model.plan.vocab_size)
     warn_of_running_threads()
-    scores = score_tokens(model, base, held.samples, activations=activations, progress=progress)
+    with reporter(progress) as report:
+        scores = score_tokens(model, base, held.samples, activations=activations, progress=report)
     return Evaluation(
         artifact=_name(model),
         base=None if base is None else _name(base),
