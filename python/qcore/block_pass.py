@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcore import _core
-from qcore.calibrate import Stream, advance, open_stream
+from qcore.calibrate import Stream, advance, open_stream, require_finite_block
 from qcore.expert_coverage import ExpertCoverage, collect_with_experts
-from qcore.finite import require_finite
 from qcore.job import Job
 from qcore.record import RunClock
 from qcore.solve_block import SolvedBlock, solve_block
 from qcore.tuning import Student, Tuning, tune
 
 if TYPE_CHECKING:
+    from qcore.layers import Hessian
     from qcore.model import Block
+    from qcore.recipe import Recipe
 
 _EXPERT_TAP = re.compile(r"^experts\.\d+\.")
 
@@ -38,7 +39,7 @@ class BlockPass:
         scratch: a folder on the disk for what waits to be tuned; None: the system's choice.
 
     Attributes:
-        enough: tap -> the fewest effective tokens per channel of any block so far; experts have
+        enough: tap -> the fewest `tokens_per_channel` of any block so far; experts have
             "experts.input" and "experts.hidden" together.
         coverage: what the experts were given, one entry per block with experts.
         student: the quantized model while its blocks are handed out, if it was tuned.
@@ -86,9 +87,7 @@ class BlockPass:
             for linear in block.plan.linears
             if linear.name in job.assignment.specs
         }
-        for name, reference in job.model.tensors.items():
-            if name.startswith(f"{block.plan.prefix}."):
-                require_finite(reference.array(), name)
+        require_finite_block(job.model, block.plan)
         if stream is None:
             solved = solve_block(block, specs, job.recipe, None)
             self._tell(index, solved)
@@ -112,7 +111,9 @@ class BlockPass:
         for tap, hessian in hessians.items():
             if tap not in unread:
                 kind = _EXPERT_TAP.sub("experts.", tap)
-                self.enough[kind] = min(hessian.ratio, self.enough.get(kind, np.inf))
+                self.enough[kind] = min(
+                    tokens_per_channel(hessian, job.recipe), self.enough.get(kind, np.inf)
+                )
         self._clock.lap("statistics")
         solved = solve_block(block, specs, job.recipe, hessians, moments)
         self._clock.lap("solve")
@@ -132,6 +133,16 @@ class BlockPass:
                 "damp": max((r.get("damp", 0.0) for r in solved.reports), default=0.0),
             }
         )
+
+
+def tokens_per_channel(hessian: Hessian, recipe: Recipe) -> float:
+    """Tokens for each channel of an input: effective ones, (Σw)²/Σw², where the weights are ours to
+    choose. Fisher weights are measured: that few tokens carry the loss is what they say, and not
+    that few were seen.
+    """
+    if recipe.token_weights == "fisher":
+        return hessian.n_tokens / hessian.in_features
+    return hessian.ratio
 
 
 def _moments(block: Block) -> Mapping[str, _core.CrossMoment]:

@@ -17,6 +17,7 @@ import numpy as np
 from qcore import _core
 from qcore.batches import batches_of
 from qcore.errors import ArgumentError, NumericalError
+from qcore.finite import require_finite
 from qcore.layers import Hessian
 from qcore.recipe import Recipe
 from qcore.recipe_values import matcher
@@ -54,8 +55,38 @@ class Stream:
 
 
 def open_stream(model: Model, sequences: Sequence[Array], recipe: Recipe) -> Stream:
-    """Embeds the calibration tokens and gives each token its weight (`token_weights`)."""
-    weights = token_weights(model, sequences, recipe, pass_activations(recipe, model))
+    """Embeds the calibration tokens and gives each token its weight (`token_weights`).
+
+    Raises:
+        NumericalError: a gradient is not finite: by the tensor or activation that is the cause,
+            where one is found.
+    """
+    activations = pass_activations(recipe, model)
+    try:
+        weights = token_weights(model, sequences, recipe, activations)
+    except NumericalError:
+        _name_cause(model, _stream(model, sequences, recipe, None), activations)
+        raise
+    return _stream(model, sequences, recipe, weights)
+
+
+def _name_cause(model: Model, stream: Stream, activations: str) -> None:
+    """Runs the samples forward, and raises what is not finite there."""
+    for plan in model.plan.blocks:
+        require_finite_block(model, plan)
+        collect(model.block(plan.index), stream, activations, advance=True)
+
+
+def require_finite_block(model: Model, plan: BlockPlan) -> None:
+    """Raises NumericalError, VALUE_NAN or VALUE_INF, for a tensor of the block."""
+    for name, reference in model.tensors.items():
+        if name.startswith(f"{plan.prefix}."):
+            require_finite(reference.array(), name)
+
+
+def _stream(
+    model: Model, sequences: Sequence[Array], recipe: Recipe, weights: TokenWeights | None
+) -> Stream:
     hidden = model.embed(np.concatenate([np.asarray(tokens, np.int64) for tokens in sequences]))
     reference = hidden.copy() if recipe.propagate == "corrected" else None
     return Stream(hidden, tuple(len(tokens) for tokens in sequences), weights, reference)

@@ -20,7 +20,7 @@ from qcore.model import Artifact, Model
 from qcore.progress import Progress
 from qcore.recipe import Recipe, warn
 from qcore.threads import warn_of_running_threads
-from qcore.token_weights import require_gradients
+from qcore.token_weights import require_gradients, settled
 from qcore.tuning import held_apart
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def settle(
     """Every refusal that needs no work comes from here. `widths`: as for `proposed_layout`."""
     _require_original(model)
     _require_share(recipe, generic)
+    recipe = settled(model, recipe)
     chosen, assignment = layout(recipe, model.plan, model.dtype, format, widths)
     if recipe.needs_data:
         require_gradients(model, recipe)

@@ -39,14 +39,23 @@ def token_weights(
         RecipeError: RECIPE_CONFLICT, as `require_gradients`.
     """
     require_gradients(model, recipe)
-    if recipe.token_weights == "none":
+    rule = settled(model, recipe).token_weights
+    if rule == "none":
         return None
-    if recipe.token_weights == "fisher":
+    if rule == "fisher":
         return fisher_weights(model, sequences, recipe, activations)
     lengths = [len(tokens) for tokens in sequences]
     weights = np.ones(sum(lengths), np.float32)
     weights[np.cumsum((0, *lengths[:-1]))] = recipe.first_token_weight
     return {(block.index, tap): weights for block in model.plan.blocks for tap in taps_of(block)}
+
+
+def settled(model: Model, recipe: Recipe) -> Recipe:
+    """The recipe with `token_weights` "auto" resolved for the model."""
+    if recipe.token_weights != "auto":
+        return recipe
+    experts = any(block.experts is not None for block in model.plan.blocks)
+    return recipe.with_(token_weights="first-tokens" if experts else "fisher")
 
 
 def require_gradients(model: Model, recipe: Recipe) -> None:

@@ -13,6 +13,7 @@ from qcore.errors import ArgumentError, MissingInputError, RecipeError, escaped
 from qcore.model import Model, open_model
 from qcore.progress import reporter
 from qcore.recipe import ACT_ORDERS, TOKEN_WEIGHTS, Recipe, warn
+from qcore.token_weights import settled
 from qcore.trials.comparison import GENERIC, HELD_OUT, Comparison
 from qcore.trials.journal import Journal
 from qcore.trials.run import Trials
@@ -39,7 +40,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "signed_scales off": {"signed_scales": False},
     **{f"act_order {order}": {"act_order": order} for order in ACT_ORDERS},
     **{f"damp_ratio {ratio:g}": {"damp_ratio": ratio} for ratio in (0.01, 0.03, 0.1)},
-    **{f"token_weights {name}": {"token_weights": name} for name in TOKEN_WEIGHTS},
+    **{f"token_weights {name}": {"token_weights": name} for name in TOKEN_WEIGHTS[1:]},
     "propagate reference": {"propagate": "reference"},
     "propagate quantized": {"propagate": "quantized"},
     "propagate corrected, 0.5": {"propagate": "corrected", "correction": 0.5},
@@ -91,7 +92,7 @@ def ablate(
         QcoreError: by code. RECIPE_OVERFITS is a warning.
     """
     opened = model if isinstance(model, Model) else open_model(model)
-    recipe = recipe or Recipe()
+    recipe = settled(opened, recipe or Recipe())
     recipes = _chosen(recipes_of(recipe, CHANGES), tuple(only))
     with reporter(progress) as report:
         needed = round(recipe.generic_share * recipe.n_samples)

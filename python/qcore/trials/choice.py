@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from qcore.errors import escaped
 from qcore.model import Model, open_model
 from qcore.progress import reporter
-from qcore.recipe import TOKEN_WEIGHTS, Recipe, warn
+from qcore.recipe import Recipe, warn
+from qcore.token_weights import settled
 from qcore.trials.ablation import JUDGED, judged_texts, recipes_of, write_result
 from qcore.trials.comparison import CALIBRATION, GENERIC, HELD_OUT, Comparison, clearly_worse
 from qcore.trials.journal import Journal
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 CANDIDATES: tuple[dict[str, Any], ...] = (
     {"damp_ratio": 0.03},
     {"damp_ratio": 0.1},
-    *({"token_weights": name} for name in TOKEN_WEIGHTS if name != "none"),
+    *({"token_weights": name} for name in ("fisher", "first-tokens")),
     {"propagate": "corrected", "correction": 0.5},
     {"propagate": "corrected", "correction": 1.0},
     {"generic_share": 0.25},
@@ -103,7 +104,7 @@ def choose(
         QcoreError: by code. RECIPE_OVERFITS is a warning.
     """
     opened = model if isinstance(model, Model) else open_model(model)
-    recipe = recipe or Recipe()
+    recipe = settled(opened, recipe or Recipe())
     tried = CANDIDATES if candidates is None else candidates
     if generic is None and candidates is None:
         tried = [changes for changes in tried if "generic_share" not in changes]

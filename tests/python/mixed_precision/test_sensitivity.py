@@ -135,8 +135,9 @@ def test_the_fisher_estimate_predicts_what_is_measured(measured):
     four = Scheme(4)
     kld = np.array([m.damage[four].kld for m in measured.layers])
     fisher = np.array([m.damage[four].fisher for m in measured.layers])
-    # With more tokens the median of the ratios is 1.07 and the correlation .99.
-    assert 0.5 < np.median(fisher / kld) < 2
+    # Codes chosen by the same few gradients make the prediction too good: with first-token weights and more tokens
+    # the median of the ratios is 1.07, and the correlation .99.
+    assert 0.3 < np.median(fisher / kld) < 2
     assert np.corrcoef(np.log(kld), np.log(fisher))[0, 1] > 0.9
 
 

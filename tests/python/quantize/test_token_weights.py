@@ -14,7 +14,14 @@ from qcore import token_weights as weights_module
 from qcore.backward_pass import backward_pass, gradient_norms
 from qcore.errors import NumericalError, RecipeError
 from qcore.recipe import Recipe
-from qcore.token_weights import fisher_weights, mean_by_octave, octaves_of, spread, token_weights
+from qcore.token_weights import (
+    fisher_weights,
+    mean_by_octave,
+    octaves_of,
+    settled,
+    spread,
+    token_weights,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -155,11 +162,20 @@ def test_gradients_that_are_all_zero_count_every_token_once(monkeypatch):
 
 def test_first_tokens_count_for_every_input_alike():
     model, sequences, _ = golden("llama")
-    weights = token_weights(model, sequences, Recipe(first_token_weight=7.0), "float32")
+    weights = token_weights(
+        model, sequences, Recipe(token_weights="first-tokens", first_token_weight=7.0), "float32"
+    )
     expected = np.ones(62)
     expected[[0, 5, 45]] = 7
     assert all((row == expected).all() for row in weights.values())
     assert token_weights(model, sequences, Recipe(token_weights="none"), "float32") is None
+
+
+def test_auto_means_fisher_unless_there_are_experts():
+    dense, experts = golden("llama")[0], qcore.open(GOLDEN / "mixtral")
+    assert settled(dense, Recipe()).token_weights == "fisher"
+    assert settled(experts, Recipe()).token_weights == "first-tokens"
+    assert settled(experts, Recipe(token_weights="none")).token_weights == "none"
 
 
 def test_a_whole_run_with_fisher_weights_gives_the_same_bytes(one_block, conversations, tmp_path):
