@@ -140,7 +140,7 @@ def prepare(
     reader = RowReader(
         source, shape=shape, columns=columns, path=path, allow_bad_rows=allow_bad_rows, once=True
     )
-    sources = [Path(source)] if isinstance(source, (str, Path)) else list(reader.paths)
+    sources = [*([Path(source)] if isinstance(source, (str, Path)) else ()), *reader.paths]
     rows: Iterable[Row] = anonymizer.rows(reader) if anonymizer else reader
     shapes: Counter[str] = Counter()
     with (

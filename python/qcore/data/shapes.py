@@ -22,6 +22,8 @@ Shape: TypeAlias = Literal["messages", "text", "token_ids"]
 Message: TypeAlias = dict[str, Any]
 TokenArray: TypeAlias = npt.NDArray[np.int64]
 
+# Levels of objects in lists in objects that a message may have.
+MAX_DEPTH = 64
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 
 
@@ -90,6 +92,8 @@ def messages_row(messages: object, tools: object, where: str, notes: Counter[str
         raise EmptyRowError
     if tools is not None and not isinstance(tools, list):
         raise BadRowError(f"tools is a {type(tools).__name__}, not a list")
+    if _depth(tools) > MAX_DEPTH:
+        raise BadRowError(f"tools is nested more than {MAX_DEPTH} deep")
     return conversation_row(turns, tools or (), where)
 
 
@@ -114,9 +118,25 @@ def _message(message: object, index: int) -> Message:
     content = message.get("content")
     if not (content is None or isinstance(content, (str, list))):
         raise BadRowError(f"the content of message {index} is a {type(content).__name__}, not text")
+    if any(_depth(item) > MAX_DEPTH for item in message.values()):
+        raise BadRowError(f"message {index} is nested more than {MAX_DEPTH} deep")
     # A key that is null reads like an absent one; templates trip over the former (transformers does
     # the same).
     return {key: item for key, item in message.items() if item is not None}
+
+
+def _depth(value: object) -> int:
+    """Levels of objects and lists, counted up to one more than `MAX_DEPTH`."""
+    level, depth = [value], 0
+    while level and depth <= MAX_DEPTH:
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list, tuple))
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        depth += bool(level)
+    return depth
 
 
 def _system_answers(turns: Sequence[Message]) -> bool:

@@ -18,12 +18,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TypeAlias, cast
 
+from qcore.data.json_array import array_rows
 from qcore.data.streams import (
     DAMAGED,
     PARQUET,
     HashedReader,
     JsonText,
-    array_rows,
     documents_of,
     lines_of,
     peeked,

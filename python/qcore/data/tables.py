@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from qcore.data.shapes import BadRowError
-from qcore.data.streams import DATA_EXTRA, MAX_LINE_BYTES, lines_of
+from qcore.data.streams import DATA_EXTRA, MAX_LINE_BYTES, lines_of, not_utf8
 from qcore.errors import CalibrationError, ExtraMissingError, escaped
 
 # Rows of a Parquet file that are Python objects at one time.
@@ -69,7 +69,7 @@ def parquet_rows(
 
     Raises:
         ExtraMissingError: EXTRA_MISSING without pyarrow.
-        CalibrationError: CALIB_FORMAT for a damaged file.
+        CalibrationError: CALIB_FORMAT for a damaged file, CALIB_UTF8.
     """
     try:
         import pyarrow as pa
@@ -80,18 +80,20 @@ def parquet_rows(
             where=name,
             remedy=f"{DATA_EXTRA} Or convert it to JSONL, one row a line.",
         ) from None
+    index = 0
     try:
         table = pq.ParquetFile(
             pa.PythonFile(file, "r"), pre_buffer=False, buffer_size=READ_AHEAD_BYTES
         )
         names = table.schema_arrow.names
         used = [column for column in names if column in set(columns)]
-        index = 0
         for batch in table.iter_batches(BATCH_ROWS, columns=used, use_threads=False):
             rows = batch.to_pylist() if used else [dict.fromkeys(names)] * batch.num_rows
             for row in rows:
                 yield f"{name}[{index}]", row
                 index += 1
+    except UnicodeDecodeError as error:
+        raise not_utf8(f"{name}[{index}]", error.start + 1, error.object[error.start]) from None
     except (pa.ArrowException, OSError) as error:
         raise CalibrationError(
             f"{name} is a damaged Parquet file: {escaped(str(error), 200)}.",

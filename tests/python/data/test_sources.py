@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qcore.data import streams
+from qcore.data import json_array, streams
 from qcore.data.rows import RowReader
 from qcore.errors import ArgumentError, QcoreError
 
@@ -214,7 +214,7 @@ ARRAYS = {
 def test_a_broken_array_is_named_however_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, piece: int
 ) -> None:
-    monkeypatch.setattr(streams, "ARRAY_PIECE_BYTES", piece)
+    monkeypatch.setattr(json_array, "ARRAY_PIECE_BYTES", piece)
     data, code = ARRAYS[case]
     (tmp_path / "a.json").write_bytes(data)
     with pytest.raises(QcoreError) as caught:
@@ -227,7 +227,7 @@ def test_a_broken_array_is_named_however_it_is_read(
 def test_an_array_is_parsed_across_every_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr(streams, "ARRAY_PIECE_BYTES", piece)
+    monkeypatch.setattr(json_array, "ARRAY_PIECE_BYTES", piece)
     (tmp_path / "a.json").write_text(json.dumps(ROWS, ensure_ascii=False), encoding="utf-8")
     assert ids(tmp_path / "a.json") == EXPECTED
     (tmp_path / "b.json").write_text(" [ ] \n")
@@ -238,7 +238,7 @@ def test_one_row_of_an_array_meets_the_line_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "MAX_LINE_BYTES", 1_000)
-    monkeypatch.setattr(streams, "ARRAY_PIECE_BYTES", 100)
+    monkeypatch.setattr(json_array, "ARRAY_PIECE_BYTES", 100)
     (tmp_path / "a.json").write_text(json.dumps([{"text": "a"}, {"text": "b" * 5_000}]))
     with pytest.raises(QcoreError) as caught:
         ids(tmp_path / "a.json")
@@ -263,10 +263,9 @@ N_ROWS = 20_000
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     if kind == "parquet":
-        table = pa.Table.from_pylist([json.loads(ROW)])
-        with pq.ParquetWriter(path, table.schema) as writer:
-            for _ in range(20):
-                writer.write_table(pa.concat_tables([table] * (N_ROWS // 20)))
+        # One row group, and every row written out: what is largest to read.
+        table = pa.concat_tables([pa.Table.from_pylist([json.loads(ROW)])] * N_ROWS)
+        pq.write_table(table, path, row_group_size=N_ROWS, use_dictionary=False)
     else:
         data = f"[{','.join([ROW] * N_ROWS)}]" if kind == "json" else f"{ROW}\n" * N_ROWS
         raw = data.encode()

@@ -8,35 +8,30 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from qcore.data.anonymize.audit import CLOSE, OPEN, Audit
 from qcore.data.anonymize.entities import ENTITIES, EntityFinder
+from qcore.data.anonymize.files import KEY_BYTES
+from qcore.data.anonymize.finding import Finding, Recognizer
 from qcore.data.anonymize.recognizers import (
     KINDS,
     NEAR_BEFORE,
     PATTERNS,
-    Finding,
     PhoneFinder,
-    Recognizer,
     find_terms,
     resolved,
 )
 from qcore.data.anonymize.surrogates import Surrogates, filled
 from qcore.data.shapes import Row, conversation_row, text_row
-from qcore.errors import ArgumentError, CalibrationError, MissingInputError, escaped
-from qcore.formats.staging import told_as
+from qcore.errors import ArgumentError, CalibrationError, escaped
 
-KEY_BYTES = 32
 # Whose phone numbers may lack their country code, if nothing else is said.
 REGIONS = ("US",)
 MAX_ATTEMPTS = 64
-MAX_LIST_BYTES = 2**24
 # Keys of a message that say what it is, not what was said.
 _STRUCTURE = ("role", "type")
 # The part of an address before the @ is looked for elsewhere if it is as long and has a digit or a
@@ -110,6 +105,12 @@ class Anonymizer:
         if redact is not None:
             searched.append("callback")
         self.audit = Audit(searched, {"terms": len(terms), "names": len(names)})
+
+    def __repr__(self) -> str:
+        return f"Anonymizer({', '.join(self.audit.searched)}; {self.audit!r})"
+
+    def _repr_html_(self) -> str:
+        return self.audit._repr_html_()
 
     def with_redact(self, redact: Redact) -> Anonymizer:
         """The same with a callback, and with a fresh audit."""
@@ -280,63 +281,3 @@ def _rebuilt(value: Any, texts: Iterator[str]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_rebuilt(item, texts) for item in value]
     return value
-
-
-def list_of_file(path: Path) -> list[str]:
-    """The lines of a list of terms or names; blank lines and those that begin with # are left out.
-
-    Raises:
-        MissingInputError: CALIB_MISSING.
-        CalibrationError: CALIB_UTF8.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_LIST_BYTES)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    try:
-        lines = data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise CalibrationError(
-            f"{escaped(path.name)}:{error.start + 1}: not UTF-8.",
-            code="CALIB_UTF8",
-            where=escaped(str(path)),
-            remedy="Save the list as UTF-8, one entry a line.",
-        ) from None
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-
-
-def key_of_file(path: Path) -> bytes:
-    """The key in a file of 64 hexadecimal digits; a file that is not there is made, mode 0600.
-
-    Raises:
-        ArgumentError: the file holds something else.
-        OutputError, AccessError: it cannot be made or read.
-    """
-    with told_as("open", path):
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            text = path.read_bytes()[: 4 * KEY_BYTES].decode("ascii", "replace").strip()
-        else:
-            key = secrets.token_bytes(KEY_BYTES)
-            with os.fdopen(fd, "w") as file:
-                file.write(f"{key.hex()}\n")
-            return key
-    if re.fullmatch(r"[0-9a-fA-F]{64}", text) is None:
-        raise ArgumentError(
-            f"{escaped(str(path))} holds no key.",
-            where=escaped(str(path)),
-            needed=f"{2 * KEY_BYTES} hexadecimal digits",
-            remedy="Name a file that is not there yet: a key is made in it.",
-        )
-    return bytes.fromhex(text)
-
-
-def _unreadable(path: Path, error: OSError) -> MissingInputError:
-    return MissingInputError(
-        f"Cannot read the list {escaped(str(path))}: {error.strerror}.",
-        code="CALIB_MISSING",
-        where=escaped(str(path)),
-        remedy="Check the path.",
-    )

@@ -19,15 +19,13 @@ from __future__ import annotations
 
 import bisect
 import ipaddress
-import itertools
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from collections.abc import Sequence
 
 from qcore.data.anonymize.checksums import IBAN_LENGTHS, card_prefix, iban_holds, luhn_holds
+from qcore.data.anonymize.finding import RESERVED_DOMAIN, Finding, Recognizer, Spans
+from qcore.data.anonymize.secrets_in_text import find_keys, find_urls
 from qcore.errors import ExtraMissingError
 
 KINDS = ("term", "email", "iban", "card", "phone", "ip", "url", "key", "digits")
@@ -39,27 +37,10 @@ ANSWER = 10
 _ENDS = re.compile(r"[\n,;]")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Personal data at text[start:end]."""
-
-    start: int
-    end: int
-    kind: str
-
-    @property
-    def size(self) -> int:
-        """Number of characters."""
-        return self.end - self.start
-
-
-Spans = Iterator[tuple[int, int]]
-
 _EMAIL = re.compile(
     r"(?<![\w.+%'-])[\w](?:[\w.+%'-]{0,62}[\w+%-])?"
     r"@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])"
 )
-_RESERVED_DOMAIN = re.compile(r"(?:^|[@.])(?:example\.(?:com|net|org)|example|invalid|test)$", re.I)
 _IBAN_START = re.compile(r"(?<![^\W_])[A-Za-z]{2}\d{2}(?=[ -]?[A-Za-z0-9])")
 _CARD_START = re.compile(r"(?<![\d.,-])[2-6](?=(?:[ -]?\d){12})")
 _PHONE = re.compile(
@@ -82,31 +63,6 @@ _MAC = re.compile(
     r"(?<![\w:-])(?:[0-9A-Fa-f]{2}([:-]))(?:[0-9A-Fa-f]{2}\1){4}[0-9A-Fa-f]{2}(?![\w:-])"
 )
 _VERSION_WORD = re.compile(r"(?:\b(?:version|release|firmware|build|ver)[\s:]*|\bv\.?\s?)$", re.I)
-_URL = re.compile(r"(?<!\w)(?:https?|ftp|wss?)://[^\s<>\"'`\\]{3,2000}", re.I)
-_URL_END = ".,;:!?)]}>*"
-_KEY_PREFIX = re.compile(
-    r"(?<![\w-])(?:sk-[\w-]{16,}|(?:sk|pk|rk)_(?:live|test)_\w{16,}|gh[pousr]_\w{20,}"
-    r"|github_pat_\w{20,}|glpat-[\w-]{16,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}"
-    r"|xox[abprs]-[\w-]{10,}|hf_\w{20,}|npm_\w{20,}|pypi-[\w-]{20,}|SG\.[\w-]{16,}\.[\w-]{16,}"
-    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,})"
-)
-_PRIVATE_KEY = re.compile(
-    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:[^-]|-(?!-)){16,16000}-----END [A-Z ]{0,30}PRIVATE KEY-----"
-)
-_SECRET = re.compile(
-    r"\b(?:password|passwd|pwd|passcode|passphrase|secret|token|bearer|api[ _-]?key"
-    r"|access[ _-]?key|auth[ _-]?key|client[ _-]?secret)\b[\"']?"
-    r"(?:\s{0,3}(?:is|=|:)\s{0,3}|\s)[\"']?([^\s\"',;]{6,200})",
-    re.I,
-)
-_TOKEN = re.compile(r"(?<![\w/+.@-])[A-Za-z0-9_+/-]{20,512}={0,2}(?![\w@])")
-# Bits a character. Hexadecimal digits have 4 at most, and a hash of 32 may be uneven by chance.
-MIN_TOKEN_BITS, MIN_HASH_BITS = 3.5, 3.0
-_HASH = re.compile(r"[0-9a-fA-F]{32,}")
-# A random text changes from letters to digits, or from small to capital, all the time; a name does
-# not, nor doesCamelCase.
-DIGIT_CHANGES = 1 / 7
-CASE_CHANGES = 1 / 3
 _DIGITS = re.compile(r"(?<![\w.,$€£+-])[A-Za-z]{0,4}-?\d(?:-?\d){6,31}(?![\w%]|[.,]\d)")
 _NUMBER_WORD = re.compile(
     r"\b(?:order|account|acct|member|membership|customer|client|case|ticket|reference|ref"
@@ -124,7 +80,7 @@ def find_emails(text: str, before: str, rejected: Counter[str]) -> Spans:
     """E-mail addresses."""
     if "@" in text:
         for match in _EMAIL.finditer(text):
-            if not _RESERVED_DOMAIN.search(match[0]):
+            if not RESERVED_DOMAIN.search(match[0]):
                 yield match.span()
 
 
@@ -298,88 +254,6 @@ def _is_public_or_private(text: str) -> bool:
     )
 
 
-def find_urls(text: str, before: str, rejected: Counter[str]) -> Spans:
-    """Addresses of the web with a user part or a part that looks like a token."""
-    if "://" in text:
-        for match in _URL.finditer(text):
-            url = match[0].rstrip(_URL_END)
-            if sensitive_parts(url):
-                yield match.start(), match.start() + len(url)
-
-
-_PART = re.compile(r"[^/?&=#;,:@]+")
-_NAMED_TOKEN = re.compile(
-    r"[?&#;](?:\w*(?:token|key|secret|sig|signature|auth|password|session|sid|otp)|code)=([^&#;]{8,})",
-    re.I,
-)
-
-
-def sensitive_parts(url: str) -> list[tuple[int, int]]:
-    """Where a URL names a person or holds a token: user part, long or mixed parts after the host."""
-    try:
-        host = urlsplit(url).netloc
-    except ValueError:
-        return []
-    begin = url.index("://") + 3
-    spans: list[tuple[int, int]] = []
-    if "@" in host:
-        user = host.rindex("@")
-        if not _RESERVED_DOMAIN.search(host) or ":" in host[:user]:
-            spans.append((begin, begin + user))
-    named = {match.start(1) for match in _NAMED_TOKEN.finditer(url, begin + len(host))}
-    for match in _PART.finditer(url, begin + len(host)):
-        if match.start() in named or _is_token_part(match[0]):
-            spans.append(match.span())
-    return spans
-
-
-def _is_token_part(part: str) -> bool:
-    if part.isdigit():
-        return len(part) >= 7
-    if "%40" in part or "@" in part:
-        return True
-    return len(part) >= 12 and _is_mixed(part)
-
-
-def find_keys(text: str, before: str, rejected: Counter[str]) -> Spans:
-    """Passwords, tokens and keys."""
-    for pattern in (_PRIVATE_KEY, _KEY_PREFIX):
-        yield from (match.span() for match in pattern.finditer(text))
-    for match in _SECRET.finditer(text):
-        value = match[1].rstrip(".!?)")
-        # "password is incorrect" tells no secret.
-        if len(value) >= 6 and any(map(str.isdigit, value)) and any(map(str.isalpha, value)):
-            yield match.start(1), match.start(1) + len(value)
-    for match in _TOKEN.finditer(text):
-        if is_irregular(match[0]):
-            yield match.span()
-
-
-def is_irregular(text: str) -> bool:
-    """Whether letters and digits are mixed as no word or name mixes them."""
-    least = MIN_HASH_BITS if _HASH.fullmatch(text) else MIN_TOKEN_BITS
-    return _is_mixed(text) and _bits(text) >= least
-
-
-def _is_mixed(text: str) -> bool:
-    plain = [character for character in text if character.isalnum()]
-    n_digits = sum(map(str.isdigit, plain))
-    if n_digits < 2 or len(plain) - n_digits < 2:
-        return False
-    pairs = list(itertools.pairwise(plain))
-    digit_changes = sum(a.isdigit() != b.isdigit() for a, b in pairs)
-    all_changes = digit_changes + sum(a.isupper() and b.islower() for a, b in pairs)
-    all_changes += sum(a.islower() and b.isupper() for a, b in pairs)
-    size = len(plain)
-    return digit_changes >= size * DIGIT_CHANGES or all_changes >= size * CASE_CHANGES
-
-
-def _bits(text: str) -> float:
-    """Entropy of the characters, in bits each."""
-    counts = Counter(text).values()
-    return -sum(n / len(text) * math.log2(n / len(text)) for n in counts)
-
-
 def find_digits(text: str, before: str, rejected: Counter[str]) -> Spans:
     """Numbers of orders, accounts, members, passports."""
     for match in _DIGITS.finditer(text):
@@ -390,7 +264,7 @@ def find_digits(text: str, before: str, rejected: Counter[str]) -> Spans:
             yield match.span()
 
 
-def find_terms(terms: Sequence[str]) -> Callable[[str, str, Counter[str]], Spans]:
+def find_terms(terms: Sequence[str]) -> Recognizer:
     """A recognizer of these words and phrases, whatever their case."""
     longest_first = sorted({term.strip() for term in terms} - {""}, key=lambda t: (-len(t), t))
     if not longest_first:
@@ -400,7 +274,6 @@ def find_terms(terms: Sequence[str]) -> Callable[[str, str, Counter[str]], Spans
     return lambda text, before, rejected: (match.span() for match in pattern.finditer(text))
 
 
-Recognizer = Callable[[str, str, Counter[str]], Spans]
 PATTERNS: dict[str, Recognizer] = {
     "email": find_emails,
     "iban": find_ibans,

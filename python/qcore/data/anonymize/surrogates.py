@@ -14,11 +14,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from qcore.data.anonymize.checksums import card_prefix, iban_check, luhn_digit
-from qcore.data.anonymize.recognizers import (
-    PhoneFinder,
-    alphanumerics,
-    sensitive_parts,
-)
+from qcore.data.anonymize.recognizers import PhoneFinder, alphanumerics
+from qcore.data.anonymize.secrets_in_text import sensitive_parts
 
 _CONSONANTS = "bcdfghjklmnprstvwz"
 _VOWELS = "aeiou"
