@@ -20,6 +20,7 @@ from qcore.data.anonymize.finding import Finding, Recognizer
 from qcore.data.anonymize.recognizers import (
     KINDS,
     NEAR_BEFORE,
+    NUMBERS,
     PATTERNS,
     PhoneFinder,
     find_terms,
@@ -32,6 +33,7 @@ from qcore.errors import ArgumentError, CalibrationError, escaped
 # Whose phone numbers may lack their country code, if nothing else is said.
 REGIONS = ("US",)
 MAX_ATTEMPTS = 64
+_DIGIT = re.compile(r"\d")
 # Keys of a message that say what it is, not what was said.
 _STRUCTURE = ("role", "type")
 # The part of an address before the @ is looked for elsewhere if it is as long and has a digit or a
@@ -184,9 +186,11 @@ class Anonymizer:
         raw: list[list[Finding]] = []
         before = ""
         for text in texts:
+            has_digit = _DIGIT.search(text) is not None
             findings = [
                 Finding(start, end, kind)
                 for kind, find in self._recognizers.items()
+                if has_digit or kind not in NUMBERS
                 for start, end in find(text, before, self.audit.rejected)
             ]
             if self._entities is not None:

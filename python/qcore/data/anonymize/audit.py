@@ -50,14 +50,15 @@ class Audit:
         """Offers the riskiest line of a row, its surrogates between OPEN and CLOSE, for review."""
         lines = (line for text in texts for line in text.split("\n"))
         risk, line = max(((_risk(line), line) for line in lines), default=(0, ""))
-        if risk == 0:
+        full = len(self._lines) == REVIEW_LINES
+        if risk == 0 or (full and risk < self._lines[0][0]):
             return
         tie = hashlib.sha256(line.encode("utf-8", "surrogatepass")).hexdigest()
         entry = (risk, tie, f"{where}: {escaped(_window(line), 4 * REVIEW_CHARACTERS)}")
-        if len(self._lines) < REVIEW_LINES:
-            heapq.heappush(self._lines, entry)
-        else:
+        if full:
             heapq.heappushpop(self._lines, entry)
+        else:
+            heapq.heappush(self._lines, entry)
 
     @property
     def lines(self) -> list[str]:

@@ -29,6 +29,8 @@ from qcore.data.anonymize.secrets_in_text import find_keys, find_urls
 from qcore.errors import ExtraMissingError
 
 KINDS = ("term", "email", "iban", "card", "phone", "ip", "url", "key", "digits")
+# Most texts hold no digit, and these kinds are made of them.
+NUMBERS = ("iban", "card", "phone", "digits")
 # Characters before a number in which a word for it counts; of the turns before, when the number
 # stands almost alone between commas or line ends, as an answer does.
 NEAR = 60
