@@ -90,7 +90,7 @@ def command(
     """Quantize one layer of MODEL at a time, at each width, and measure what that does.
 
     Damage is KL(original || changed) in nats per token on a part of the calibration data that is
-    held out. Ctrl-C leaves nothing.
+    held out. A run that was stopped continues from OUT.journal when it is started again.
     """
     given = {name: flags[name] for name in CALIBRATION_FLAGS if flags[name] is not None}
     options: dict[str, Any] = {
@@ -117,11 +117,17 @@ def command(
 
     recipe = qcore.Recipe.load(recipe_file) if recipe_file else qcore.Recipe()
     chosen: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    journal = out.with_name(f"{out.name}.journal")
     with shared.reporter() as progress:
         found = qcore.sensitivity(
-            model, recipe.with_(**given), calib=calib, progress=progress, **chosen
+            *(model, recipe.with_(**given)),
+            calib=calib,
+            journal=journal,
+            progress=progress,
+            **chosen,
         )
     found.save(out)
+    journal.unlink(missing_ok=True)
     if plot:
         plot.write_text(found.plot("bits"), encoding="utf-8")
     if map_:

@@ -20,7 +20,7 @@ import numpy as np
 from qcore import _core
 from qcore.backward_pass import gradient_norms
 from qcore.batches import batches_of
-from qcore.calibrate import Stream
+from qcore.calibrate import Stream, advance
 from qcore.layers import Hessian
 from qcore.spec import Array, Float32Array, QuantizedLinear
 
@@ -75,6 +75,10 @@ class Fisher:
                 matrix *= total / (4 * self.n_tokens * linear.out_features)
             found[linear.name] = _core.QuadraticForm(matrix)
         return found
+
+    def advance(self, block: Block) -> None:
+        """Moves the samples behind the block."""
+        advance(block, self._stream, self._activations)
 
     def _watch(self, sums: Mapping[str, Hessian], rows: slice) -> Callable[[Array], None]:
         def watch(x: Array) -> None:

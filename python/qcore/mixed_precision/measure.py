@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcore import _core
-from qcore.calibrate import open_stream
+from qcore import __version__, _core
+from qcore.calibrate import advance, open_stream
 from qcore.data import Calibration
 from qcore.errors import ArgumentError, MissingInputError
 from qcore.expert_coverage import ExpertCoverage, collect_with_experts
@@ -37,6 +37,7 @@ from qcore.recipe import Recipe
 from qcore.solve_block import finite_weight, solve_block
 from qcore.spec import Array, QuantizedLinear
 from qcore.token_weights import spread
+from qcore.trials.journal import Journal, key_of
 
 if TYPE_CHECKING:
     from qcore.checkpoint.architectures import DecoderPlan
@@ -57,6 +58,7 @@ def sensitivity(
     by: str = "kld",
     n_tokens: int = HELD_OUT_TOKENS,
     format: str = "auto",
+    journal: str | Path | None = None,
     progress: str | Callable[[Mapping[str, Any]], None] = "auto",
 ) -> Sensitivity:
     """Measures what each layer costs at each width.
@@ -75,13 +77,14 @@ def sensitivity(
             ΔWᵀ) / tr(W H Wᵀ), one forward pass.
         n_tokens: about how many tokens are held out for KL; twice the tokens, twice the time.
         format: the artifact format whose scales are meant; "auto": one that holds all widths.
+        journal: file that finished blocks are kept in; a run that was stopped continues there.
         progress: as for `quantize`.
 
     Returns:
         Every estimate for every layer, and for the units that runtimes fuse.
 
     Raises:
-        QcoreError: by code. KeyboardInterrupt leaves nothing.
+        QcoreError: by code. KeyboardInterrupt leaves nothing but the journal.
     """
     if by not in ESTIMATES:
         raise ArgumentError(
@@ -106,7 +109,8 @@ def sensitivity(
         job = settle(opened, single, calibration, format, report, generic, widths=widths)
         assert job.calibration is not None
         calibration = job.calibration  # with its share of generic text
-        pass_ = _Pass(job, schemes, calibration, by, n_tokens)
+        kept = Journal(None if journal is None else Path(journal))
+        pass_ = _Pass(job, schemes, calibration, by, n_tokens, kept)
         measured = pass_.run()
     return Sensitivity(
         model=opened.path.name,
@@ -169,6 +173,7 @@ class _Pass:
         calibration: samples.
         by: the best estimate to take.
         n_tokens: held out from the statistics, for KL.
+        journal: takes finished blocks, and gives those of an earlier run.
     """
 
     def __init__(
@@ -178,8 +183,14 @@ class _Pass:
         calibration: Calibration,
         by: str,
         n_tokens: int,
+        journal: Journal,
     ) -> None:
         self._job = job
+        self._journal = journal
+        self._settings = [
+            *(__version__, _core.active_backend(), job.format.name, job.model.checkpoint.digests()),
+            *(calibration.sha256, job.recipe.to_dict(), [str(s) for s in schemes], by, n_tokens),
+        ]
         self._schemes = schemes
         self._free = free_layers(job.recipe, job.assignment.specs)
         self._units = _measured_units(job.model.plan, self._free)
@@ -214,19 +225,41 @@ class _Pass:
     def run(self) -> list[Measured]:
         """Every layer and every unit, in the order of the model."""
         blocks = self._job.model.plan.blocks
-        return [measured for plan in blocks for measured in self._block(plan.index)]
+        return [measured for plan in blocks for measured in self._kept_block(plan.index)]
 
     def _work(self, with_kl: bool) -> int:
         """Runs of a block, over the calibration samples or over one copy of the held-out ones."""
         n_blocks = len(self._job.model.plan.blocks)
         if not with_kl:
             return n_blocks
-        changed = sum(n_blocks - unit.block for unit in self._units) * len(self._schemes)
-        return 2 * n_blocks + changed
+        return 2 * n_blocks + sum(self._changed_runs(index) for index in range(n_blocks))
 
-    def _block(self, index: int) -> list[Measured]:
+    def _changed_runs(self, index: int) -> int:
+        """Runs of a block with something changed in block `index`."""
+        units = sum(unit.block == index for unit in self._units)
+        return units * len(self._schemes) * (len(self._job.model.plan.blocks) - index)
+
+    def _kept_block(self, index: int) -> list[Measured]:
+        """What the journal has of the block, else what is measured now; all samples move on."""
+        key = key_of(*self._settings, index)
+        block = self._job.model.block(index)
+        try:
+            pieces = self._journal.find(key)["units"]
+            kept = [Measured.from_dict(piece, self._schemes) for piece in pieces]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            measured = self._block(block, index)
+            self._journal.add(key, {"units": [m.to_dict() for m in measured]})
+            return measured
+        advance(block, self._stream, self._job.activations)
+        if self._fisher is not None:
+            self._fisher.advance(block)
+        if self._held is not None:
+            self._held.advance(block)
+        self._ticks.next(1 + self._changed_runs(index) if self._held is not None else 1)
+        return kept
+
+    def _block(self, block: Block, index: int) -> list[Measured]:
         job = self._job
-        block = job.model.block(index)
         hessians, coverage = collect_with_experts(
             block,
             self._stream,

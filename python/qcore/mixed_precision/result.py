@@ -63,6 +63,24 @@ class Measured:
         """Weights of all its layers."""
         return sum(rows * columns for rows, columns in self.shapes)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {
+            **asdict(self.unit),
+            "shapes": self.shapes,
+            "damage": {str(scheme): asdict(d) for scheme, d in self.damage.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any], schemes: Sequence[Scheme]) -> Measured:
+        """What `to_dict` gave; KeyError, TypeError or ValueError for something else."""
+        unit = Unit(entry["name"], int(entry["block"]), entry["role"], tuple(entry["layers"]))
+        return cls(
+            unit,
+            tuple((int(rows), int(columns)) for rows, columns in entry["shapes"]),
+            {scheme: _damage(entry["damage"][str(scheme)]) for scheme in schemes},
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
@@ -128,14 +146,7 @@ class Sensitivity:
             "group_size": self.group_size,
             "bits": [str(scheme) for scheme in self.schemes],
             "data": dict(self.data),
-            "units": [
-                {
-                    **asdict(m.unit),
-                    "shapes": m.shapes,
-                    "damage": {str(scheme): asdict(d) for scheme, d in m.damage.items()},
-                }
-                for m in self.measured
-            ],
+            "units": [m.to_dict() for m in self.measured],
         }
 
     def save(self, path: str | Path) -> None:
@@ -167,7 +178,7 @@ class Sensitivity:
     @classmethod
     def _from_dict(cls, data: Mapping[str, Any]) -> Sensitivity:
         schemes = schemes_of(data["bits"])
-        measured = tuple(_measured(entry, schemes) for entry in data["units"])
+        measured = tuple(Measured.from_dict(entry, schemes) for entry in data["units"])
         if not measured:
             raise ValueError("it has no units")
         return cls(
@@ -299,15 +310,6 @@ class Sensitivity:
                 figures=[self.plot("bits"), self.plot("map")],
             )
         )
-
-
-def _measured(entry: Mapping[str, Any], schemes: Sequence[Scheme]) -> Measured:
-    unit = Unit(entry["name"], int(entry["block"]), entry["role"], tuple(entry["layers"]))
-    return Measured(
-        unit,
-        tuple((int(rows), int(columns)) for rows, columns in entry["shapes"]),
-        {scheme: _damage(entry["damage"][str(scheme)]) for scheme in schemes},
-    )
 
 
 def _damage(values: Mapping[str, Any]) -> Damage:

@@ -13,6 +13,7 @@ import qcore
 from qcore.backward_pass import gradient_norms
 from qcore.errors import ArgumentError, CalibrationError, MissingInputError, RecipeError
 from qcore.layers import quantize_rtn
+from qcore.mixed_precision import measure
 from qcore.mixed_precision.fisher import Fisher, predicted_kl
 from qcore.mixed_precision.held_out import HeldOut, split
 from qcore.mixed_precision.schemes import Scheme, schemes_of, units_of
@@ -328,3 +329,38 @@ def test_units_hold_every_layer_once(name):
 
 def test_schemes_are_read_written_and_ordered():
     assert [str(s) for s in schemes_of(["8", 4, "4g32", "3", "4"])] == ["3", "4", "4g32", "8"]
+
+
+@pytest.mark.filterwarnings("ignore::qcore.QcoreWarning")
+def test_a_run_that_was_stopped_continues_with_what_it_had(
+    model, calibration, tmp_path, monkeypatch
+):
+    blocks = len(model.plan.blocks)
+    settings = {"calib": calibration, "bits": (4, 8), "n_tokens": 24}
+
+    def stop(event):
+        if event["event"] == "sensitivity" and event["index"] > 0.8 * event["of"]:
+            raise KeyboardInterrupt
+
+    journal = tmp_path / "found.json.journal"
+    with pytest.raises(KeyboardInterrupt):
+        qcore.sensitivity(model, **settings, journal=journal, progress=stop)
+    lines = journal.read_bytes().splitlines()
+    assert 0 < len(lines) < blocks
+    # What is left of a line that the end of the run cut off is dropped.
+    journal.write_bytes(journal.read_bytes() + lines[0][:40])
+    solved, events = [], []
+    real = measure._Pass._block
+    monkeypatch.setattr(
+        measure._Pass, "_block", lambda self, b, i: solved.append(i) or real(self, b, i)
+    )
+    found = qcore.sensitivity(model, **settings, journal=journal, progress=events.append)
+    assert solved == list(range(len(lines), blocks))
+    last = [event for event in events if event["event"] == "sensitivity"][-1]
+    assert last["index"] == last["of"]
+    fresh = qcore.sensitivity(model, **settings, progress="none")
+    assert found.to_dict() == fresh.to_dict()
+    # Other settings find nothing in it.
+    solved.clear()
+    qcore.sensitivity(model, **{**settings, "bits": (8,)}, journal=journal, progress="none")
+    assert solved == list(range(blocks))
