@@ -19,6 +19,7 @@ findings that touch a label. A conversation is falsely touched if a finding in i
 from __future__ import annotations
 
 import argparse
+import calendar
 import json
 import random
 import re
@@ -147,6 +148,29 @@ def key(rng: Random) -> str:
     )  # fmt: skip
 
 
+def citizen(rng: Random) -> str:
+    ssn = f"{rng.randrange(1, 665):03}-{rng.randrange(1, 99):02}-{rng.randrange(1, 9_999):04}"
+    dni = rng.randrange(10_000_000, 99_999_999)
+    body = [rng.randrange(10) for _ in range(9)]
+    for _ in range(2):
+        rest = sum(d * w for d, w in zip(reversed(body), range(2, 12), strict=False)) % 11
+        body.append(0 if rest < 2 else 11 - rest)
+    cpf = "".join(map(str, body))
+    return rng.choice(
+        [
+            ssn,
+            f"{dni}{'TRWAGMYFPDXBNJZSQVHLCKE'[dni % 23]}",
+            f"{cpf[:3]}.{cpf[3:6]}.{cpf[6:9]}-{cpf[9:]}",
+        ]
+    )
+
+
+def birthday(rng: Random) -> str:
+    year, month, day = rng.randrange(1935, 2008), rng.randrange(1, 13), rng.randrange(1, 29)
+    forms = (f"{year}-{month:02}-{day:02}", f"{month}/{day}/{year}", f"{day:02}.{month:02}.{year}")
+    return rng.choice((*forms, f"{calendar.month_name[month]} {day}, {year}"))
+
+
 def number(rng: Random) -> str:
     return rng.choice(
         [digits(rng, 10), digits(rng, 8), digits(rng, 12), f"AB-{digits(rng, 7)}", digits(rng, 9)]
@@ -198,6 +222,16 @@ PLANTS: dict[str, tuple[Callable[[Random], str], tuple[str, ...], tuple[str, ...
         key,
         ("My API key is {}.", "I use {} and get an error", "token {}"),
         ("What key are you using?",),
+    ),
+    "national": (
+        citizen,
+        ("My number is {}.", "It says {} on my papers", "{} if you need it"),
+        ("Your social security or tax number?", "Which document do you have?"),
+    ),
+    "birth": (
+        birthday,
+        ("I was born on {}.", "My date of birth is {}", "dob {}"),
+        ("What is your date of birth?", "May I have your birthday?"),
     ),
     "digits": (
         number,

@@ -175,8 +175,8 @@ _REPLACING = (
     click.option(
         "--anonymize",
         is_flag=True,
-        help="Replace e-mail, phone, IBAN, card, IP, URL secrets, keys and long numbers by"
-        " surrogates of the same shape. The other --pii flags imply it.",
+        help="Replace e-mail, phone, IBAN, card, national number, date of birth, IP, URL secrets,"
+        " keys and long numbers by surrogates of the same shape. The other --pii flags imply it.",
     ),
     click.option(
         "--pii-kinds", callback=names_of, metavar="KIND,...", help="Only these kinds. [all]"

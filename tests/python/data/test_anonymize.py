@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 import json
 import re
@@ -18,6 +19,7 @@ from qcore.data import Anonymizer
 from qcore.data.anonymize import KINDS, key_of_file, list_of_file
 from qcore.data.anonymize.audit import REVIEW_LINES
 from qcore.data.anonymize.checksums import iban_holds, luhn_holds
+from qcore.data.anonymize.national import is_national
 from qcore.data.rows import RowReader
 from qcore.errors import ArgumentError, QcoreError
 
@@ -48,6 +50,14 @@ PERSONAL = {
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N",
         "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
         "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQ\n-----END PRIVATE KEY-----",
+    ],
+    "national": ["078-05-1120", "529.982.247-25", "12345678Z", "X-1234567-L", "NHS 943 476 5919"],
+    "birth": [
+        "born 1984-03-12",
+        "born on 12.03.1984",
+        "DOB 3/12/84",
+        "birthday March 5th, 1980",
+        "born the 5 of March 1980",
     ],
     "digits": [
         "order 3348917502",
@@ -82,7 +92,7 @@ def test_personal_data_is_found_in_a_sentence(kind: str, text: str) -> None:
     assert anonymizer.audit.found == {kind: 1}
     assert result.startswith("Well, it is ")
     assert result.endswith(", thank you.")
-    value = text.split()[-1] if kind == "digits" else text
+    value = text.split()[-1] if kind in ("digits", "national") else text
     assert value not in result
     assert len(result.split()) == len(f"Well, it is {text}, thank you.".split())
 
@@ -140,6 +150,40 @@ def test_addresses_come_from_documentation_ranges(value: str) -> None:
     for surrogate in surrogates_of("ip", value):
         address = ipaddress.ip_address(surrogate)
         assert any(address in n for n in networks if n.version == address.version)
+
+
+@pytest.mark.parametrize("value", ["078-05-1120", "529.982.247-25", "12345678Z", "X1234567L"])
+def test_national_numbers_keep_form_and_check_digits(value: str) -> None:
+    for surrogate in surrogates_of("national", value):
+        assert is_national(surrogate)
+        assert re.sub(r"\d", "9", surrogate)[1:8] == re.sub(r"\d", "9", value)[1:8]
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("1984-03-12", "%Y-%m-%d"),
+        ("12.03.1984", "%d.%m.%Y"),
+        ("03/12/1984", "%m/%d/%Y"),
+        ("25/12/1984", "%d/%m/%Y"),
+        ("03/12/84", "%m/%d/%y"),
+        ("March 05, 1984", "%B %d, %Y"),
+        ("05 Mar 1984", "%d %b %Y"),
+    ],
+)
+def test_dates_of_birth_move_and_keep_their_form(text: str, form: str) -> None:
+    born = datetime.datetime.strptime(text, form)
+    for surrogate in surrogates_of("birth", f"born {text}"):
+        moved = datetime.datetime.strptime(surrogate.removeprefix("born "), form)
+        assert 1 <= abs((moved - born).days) <= 1_000
+
+
+def test_other_dates_and_dates_that_are_none_stay() -> None:
+    for text in ("Due 1984-03-12.", "born 1984-13-32", "born 99/99/1984", "born at 18:30"):
+        assert changed(text) == text
+    asked = Anonymizer(key=KEY)
+    asked.texts(["Your date of birth?", "03/12/1984"])
+    assert asked.audit.found == {"birth": 1}
 
 
 def test_mac_addresses_are_locally_administered() -> None:

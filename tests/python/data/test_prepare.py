@@ -316,7 +316,17 @@ def test_quantize_takes_what_detect_takes_and_records_what_was_replaced(
     path.write_text("\n".join(["frage,antwort", *lines]))
     model = Path(qcore.__file__).parent / "assets" / "helpdesk6m"
     out = tmp_path / "w4"
-    arguments = ["quantize", model, "--calib", path, "--map", "user=frage", "--map"]
+    arguments = [
+        "quantize",
+        model,
+        "--recipe",
+        "plain",
+        "--calib",
+        path,
+        "--map",
+        "user=frage",
+        "--map",
+    ]
     arguments += ["assistant=antwort", "--anonymize", "--n-samples", 4, "--max-length", 48]
     arguments += ["--keep", "model.layers.[1-5].*", "-o", out, "--quiet"]
     assert told(capsys, *arguments)["out"] == str(out)
@@ -336,7 +346,8 @@ def test_both_ways_out_of_a_missing_template_are_flags_of_quantize(
     template = tmp_path / "plain.jinja"
     template.write_text("{% for m in messages %}{{ m.role }} says {{ m.content }}\n{% endfor %}")
     assets = Path(qcore.__file__).parent / "assets"
-    arguments = ["quantize", assets / "helpdesk6m", "--calib", assets / "calibration.jsonl"]
+    arguments = ["quantize", assets / "helpdesk6m", "--recipe", "plain"]
+    arguments += ["--calib", assets / "calibration.jsonl"]
     arguments += ["--n-samples", 4, "--max-length", 48, "--keep", "model.layers.[1-5].*", "--quiet"]
     told(capsys, *arguments, "--template", template, "-o", tmp_path / "a")
     told(capsys, *arguments, "--as-text", "-o", tmp_path / "b")

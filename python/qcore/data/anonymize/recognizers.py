@@ -6,11 +6,13 @@
 | `email` | a local part and a domain with a dot; not `example.org` and its family |
 | `iban` | length of its country, mod 97 = 1 |
 | `card` | prefix and length of a card in use, Luhn |
+| `national` | check digits or ranges: SSN, CPF, DNI; NHS and Turkish numbers near words for them |
 | `phone` | a number that libphonenumber takes, written like a phone number or near words for one |
 | `ip` | IPv4, IPv6 or MAC; not local, not a documentation range, not a version |
 | `url` | it has a user part, or a part that looks like a token |
 | `key` | a known prefix, a private key, what follows "password", or long and irregular |
 | `digits` | 7 digits or more near words such as order or account, else 12 or more |
+| `birth` | a date near words for birth |
 
 The longest match wins; of equally long ones, the earlier in this table.
 """
@@ -23,14 +25,28 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from qcore.data.anonymize.birth_dates import find_birth_dates
 from qcore.data.anonymize.checksums import IBAN_LENGTHS, card_prefix, iban_holds, luhn_holds
 from qcore.data.anonymize.finding import RESERVED_DOMAIN, Finding, Recognizer, Spans
+from qcore.data.anonymize.national import find_national
 from qcore.data.anonymize.secrets_in_text import find_keys, find_urls
 from qcore.errors import ExtraMissingError
 
-KINDS = ("term", "email", "iban", "card", "phone", "ip", "url", "key", "digits")
+KINDS = (
+    "term",
+    "email",
+    "iban",
+    "card",
+    "national",
+    "phone",
+    "ip",
+    "url",
+    "key",
+    "digits",
+    "birth",
+)
 # Most texts hold no digit, and these kinds are made of them.
-NUMBERS = ("iban", "card", "phone", "digits")
+NUMBERS = ("iban", "card", "phone", "national", "digits", "birth")
 # Characters before a number in which a word for it counts; of the turns before, when the number
 # stands almost alone between commas or line ends, as an answer does.
 NEAR = 60
@@ -283,7 +299,9 @@ PATTERNS: dict[str, Recognizer] = {
     "ip": find_addresses,
     "url": find_urls,
     "key": find_keys,
+    "national": find_national,
     "digits": find_digits,
+    "birth": find_birth_dates,
 }
 
 

@@ -7,13 +7,16 @@ aside for examples (domains, addresses, telephone numbers) it is used.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import hmac
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
 
+from qcore.data.anonymize.birth_dates import date_in, written_like
 from qcore.data.anonymize.checksums import card_prefix, iban_check, luhn_digit
+from qcore.data.anonymize.national import is_national
 from qcore.data.anonymize.recognizers import PhoneFinder, alphanumerics
 from qcore.data.anonymize.secrets_in_text import sensitive_parts
 
@@ -28,6 +31,10 @@ _EXAMPLE_NETWORKS = ("192.0.2.", "198.51.100.", "203.0.113.")
 _AREAS = ("202", "212", "303", "312", "404", "415", "503", "512", "602", "617", "702", "713")
 # How often a number is drawn again until a telephone company could have given it out.
 PHONE_DRAWS = 64
+# How often a number is drawn again until its check digits hold.
+NATIONAL_DRAWS = 5_000
+# How far a date of birth is moved at most.
+MOST_DAYS = 1_000
 # What keys begin with stays, so that a reader sees what kind of key it was.
 _KEY_HEAD = re.compile(
     r"-----BEGIN [A-Z ]*-----|sk-(?:ant-|proj-)?|[sprk]{2}_(?:live|test)_|gh[pousr]_|github_pat_|glpat-"
@@ -148,12 +155,14 @@ class Surrogates:
             "ip": _address,
             "url": self._url,
             "key": _key,
+            "national": _national,
             "digits": _digits,
+            "birth": _birth,
         }
 
     def same(self, kind: str, value: str) -> str:
         """What is equal in all ways of writing the value."""
-        if kind in ("card", "iban", "digits"):
+        if kind in ("card", "iban", "national", "digits"):
             return alphanumerics(value)
         if kind == "phone" and self._phones:
             return self._phones.national(value)
@@ -242,6 +251,22 @@ def _key(draw: Draw, value: str) -> str:
     low = head.end() if head else 0
     high = tail.start() if tail else len(value)
     return value[:low] + scrambled(draw, value[low:high]) + value[high:]
+
+
+def _national(draw: Draw, value: str) -> str:
+    """Drawn until the check digits hold: one in 200 does at worst."""
+    for _ in range(NATIONAL_DRAWS):
+        made = scrambled(draw, value)
+        if is_national(made):
+            break
+    return made
+
+
+def _birth(draw: Draw, value: str) -> str:
+    date = date_in(value)
+    assert date is not None
+    days = (1 + draw.below(MOST_DAYS)) * (-1) ** draw.below(2)
+    return written_like(value, date + datetime.timedelta(days))
 
 
 def _digits(draw: Draw, value: str) -> str:
