@@ -16,8 +16,8 @@ _MONTH = "|".join((*_MONTHS, *(name[:3] for name in _MONTHS), "sept"))
 _DATE = re.compile(
     r"(?<![\w.,/-])(?:(?P<y>\d{4})[-/.](?P<m>\d{1,2})[-/.](?P<d>\d{1,2})"
     r"|(?P<a>\d{1,2})(?P<sign>[-/.])(?P<b>\d{1,2})(?P=sign)(?P<year>\d{4}|\d{2})"
-    rf"|(?P<name>{_MONTH})\.?\s(?P<day>\d{{1,2}})(?:st|nd|rd|th)?,?\s(?P<long>\d{{4}})"
-    rf"|(?P<first>\d{{1,2}})(?:st|nd|rd|th)?\s(?:of\s)?(?P<then>{_MONTH})\.?,?\s(?P<last>\d{{4}}))"
+    rf"|(?P<name>{_MONTH})\.?\s(?P<day>\d{{1,2}})(?:st|[nr]d|th)?,?\s(?P<long>\d{{4}})"
+    rf"|(?P<first>\d{{1,2}})(?:st|[nr]d|th)?\s(?:of\s)?(?P<then>{_MONTH})\.?,?\s(?P<last>\d{{4}}))"
     r"(?![\w/-])",
     re.I,
 )
@@ -26,6 +26,8 @@ _WORD = re.compile(
     r"|nacid[oa]|naissance|née?)\b",
     re.I,
 )
+_ENDING = re.compile("st|[nr]d|th", re.I)
+_ENDINGS = {1: "st", 2: "nd", 3: "rd"}  # codespell:ignore nd
 _NEAR = 60
 # A century of two digits: 31 and above lie in the last one.
 _PIVOT = 31
@@ -91,11 +93,11 @@ def written_like(text: str, date: datetime.date) -> str:
             # Two digits of a year stay two, and a zero before stays one.
             width = len(old) if old.startswith("0") or len(old) == 4 or group == "year" else 1
             pieces.append(f"{fields[group]:0{width}}"[-max(width, 2) :])
-        if group in ("day", "first") and text[at : at + 2].lower() in ("st", "nd", "rd", "th"):
+        if group in ("day", "first") and _ENDING.match(text, at):
             pieces.append(_ending(date.day))
             at += 2
     return "".join([*pieces, text[at:]])
 
 
 def _ending(day: int) -> str:
-    return "th" if 11 <= day <= 13 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
+    return "th" if 11 <= day <= 13 else _ENDINGS.get(day % 10, "th")
