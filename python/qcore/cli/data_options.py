@@ -32,7 +32,10 @@ def names_of(
     """The names in a,b,c."""
     if value is None:
         return None
-    return tuple(name.strip() for name in value.split(",") if name.strip())
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    if not names:
+        raise click.BadParameter("it names nothing.", ctx, param)
+    return names
 
 
 @dataclass(frozen=True)

@@ -363,6 +363,9 @@ def test_kinds_can_be_chosen_and_unknown_ones_are_refused() -> None:
     assert "4111111111111111" in changed(text, kinds=["email"])
     with pytest.raises(ArgumentError, match="'mail' is no kind"):
         Anonymizer(["mail"])
+    for regions in (["XX"], []):
+        with pytest.raises(ArgumentError, match="no region of telephone"):
+            Anonymizer(regions=regions)
     with pytest.raises(ArgumentError, match="32 bytes"):
         Anonymizer(key=b"short")
     assert set(PERSONAL) | {"term"} == set(KINDS)
@@ -441,6 +444,9 @@ def test_a_key_file_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> 
     path.write_text("secret")
     with pytest.raises(ArgumentError, match="holds no key"):
         key_of_file(path)
+    with pytest.raises(QcoreError) as caught:
+        key_of_file(tmp_path / "none" / "key")
+    assert caught.value.code == "CANNOT_CREATE"
 
 
 def test_lists_are_read_line_by_line(tmp_path: Path) -> None:

@@ -238,6 +238,8 @@ def test_detect_says_by_its_status_what_would_be_refused(
         (["detect", "raw.jsonl", "--shape", "chat"], "Use one of request_log, messages"),
         (["prepare", "raw.jsonl"], "Missing option '-o'"),
         (["prepare", "raw.jsonl", "-o", "o", "--pii-kinds", "mail"], "'mail' is no kind"),
+        (["prepare", "raw.jsonl", "-o", "o", "--pii-kinds", ","], "it names nothing"),
+        (["prepare", "raw.jsonl", "-o", "o", "--pii-region", "X"], "'X' is no region"),
         (["prepare", "raw.jsonl", "-o", "o", "--pii-list", "none"], "Cannot read the list none"),
         (["detec", "raw.jsonl"], "Did you mean 'detect'?"),
     ],

@@ -7,20 +7,21 @@ import re
 import secrets
 from pathlib import Path
 
-from qcore.errors import ArgumentError, CalibrationError, MissingInputError, escaped
+from qcore.errors import ArgumentError, CalibrationError, MissingInputError, OutputError, escaped
 from qcore.formats.staging import told_as
 
 KEY_BYTES = 32
 MAX_LIST_BYTES = 2**24
 
 
-def list_of_file(path: Path) -> list[str]:
+def list_of_file(path: str | Path) -> list[str]:
     """The lines of a list of terms or names; blank lines and those that begin with # are left out.
 
     Raises:
         MissingInputError: CALIB_MISSING.
         CalibrationError: CALIB_UTF8.
     """
+    path = Path(path)
     try:
         with path.open("rb") as file:
             data = file.read(MAX_LIST_BYTES)
@@ -38,13 +39,20 @@ def list_of_file(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def key_of_file(path: Path) -> bytes:
+def key_of_file(path: str | Path) -> bytes:
     """The key in a file of 64 hexadecimal digits; a file that is not there is made, mode 0600.
 
     Raises:
         ArgumentError: the file holds something else.
         OutputError, AccessError: it cannot be made or read.
     """
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise OutputError(
+            f"{escaped(str(path.absolute().parent))} is no folder.",
+            where=escaped(str(path)),
+            remedy="Make it first, or name another file for the key.",
+        )
     with told_as("open", path):
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -30,7 +30,7 @@ from qcore.data.anonymize.checksums import IBAN_LENGTHS, card_prefix, iban_holds
 from qcore.data.anonymize.finding import RESERVED_DOMAIN, Finding, Recognizer, Spans
 from qcore.data.anonymize.national import find_national
 from qcore.data.anonymize.secrets_in_text import find_keys, find_urls
-from qcore.errors import ExtraMissingError
+from qcore.errors import ArgumentError, ExtraMissingError, escaped
 
 KINDS = (
     "term",
@@ -163,6 +163,7 @@ class PhoneFinder:
 
     Raises:
         ExtraMissingError: EXTRA_MISSING without the package phonenumbers.
+        ArgumentError: for a region that does not exist.
     """
 
     def __init__(self, regions: Sequence[str]) -> None:
@@ -175,7 +176,16 @@ class PhoneFinder:
                 "numbers where they are: --pii-kinds with the others.",
             ) from None
         self._library = phonenumbers
-        self._regions = regions
+        self._regions = [region.upper() for region in regions]
+        unknown = [r for r in self._regions if r not in phonenumbers.SUPPORTED_REGIONS]
+        if unknown or not self._regions:
+            raise ArgumentError(
+                f"{escaped(repr(unknown[0]), 40) if unknown else 'None'} is no region of telephone "
+                "numbers.",
+                found=unknown,
+                needed="codes of two letters",
+                remedy="Give countries by their two letters: --pii-region US,GB.",
+            )
 
     def __call__(self, text: str, before: str, rejected: Counter[str]) -> Spans:
         """Spans of phone numbers."""
