@@ -429,6 +429,8 @@ def test_without_presidio_or_its_model_the_lines_to_type_are_told(
     presidio(monkeypatch)
     with pytest.raises(QcoreError, match="python -m spacy download en_missing_model"):
         Anonymizer(ner="en_missing_model")
+    with pytest.raises(QcoreError, match=r"a\.b is not installed"):
+        Anonymizer(ner="a.b")
     monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
     with pytest.raises(QcoreError, match=r'pip install "qcore-quant\[pii\]"') as caught:
         Anonymizer(ner="en_stand_in")

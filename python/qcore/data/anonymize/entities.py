@@ -13,7 +13,7 @@ from qcore.errors import ExtraMissingError, escaped
 ENTITIES = {"PERSON": "person", "LOCATION": "place"}
 MIN_SCORE = 0.5
 _REMEDY = (
-    'Install it with: pip install "qcore-quant[pii]" (1 GB) and python -m spacy download {model}, '
+    'Install it with: pip install "qcore-quant[pii]" (400 MB) and python -m spacy download {model}, '
     "or list the names in a file (--pii-list)."
 )
 
@@ -39,7 +39,7 @@ class EntityFinder:
                 "Names are found by Presidio, which is not installed.", remedy=remedy
             ) from None
         # Presidio downloads a model that is missing; qcore uses no network.
-        if importlib.util.find_spec(model) is None:
+        if not model.isidentifier() or importlib.util.find_spec(model) is None:
             raise ExtraMissingError(
                 f"The spaCy model {escaped(model, 80)} is not installed.", remedy=remedy
             )
