@@ -29,6 +29,7 @@ FACE_FLOORS = (
         *("batches", "calibrate"),
         *("expert_coverage", "backward_pass", "token_weights", "tuning"),
         *("fold", "solve_block", "rounding_damage", "job", "block_pass", "quantization"),
+        "stats",
     ),
     ("eval", "speed"),
     ("trials",),

@@ -51,6 +51,30 @@ Hessian merge(const std::vector<Hessian>& parts) {
   return Hessian::merge(parts, active_backend());
 }
 
+py::array_t<double> triangle(const Hessian& self) {
+  const int64_t n = self.in_features();
+  auto out = new_array<double>({n * (n + 1) / 2});
+  double* data = out.mutable_data();
+  const py::gil_scoped_release nogil;
+  self.triangle(data, active_backend());
+  return out;
+}
+
+Hessian of_sums(const py::array& triangle, const py::array& abs_sum, const py::array& abs_max,
+                int64_t n_tokens, double weight_sum, double weight_sq_sum) {
+  calib::HessianSums sums;
+  sums.in_features = static_cast<int64_t>(abs_sum.size());
+  sums.n_tokens = n_tokens;
+  sums.weight_sum = weight_sum;
+  sums.weight_sq_sum = weight_sq_sum;
+  const int64_t n = sums.in_features;
+  sums.triangle = as_vector<double>(triangle, "triangle", n * (n + 1) / 2);
+  sums.abs_sum = as_vector<double>(abs_sum, "abs_sum", n);
+  sums.abs_max = as_vector<float>(abs_max, "abs_max", n);
+  const py::gil_scoped_release nogil;
+  return Hessian::of(sums);
+}
+
 void update_cross(CrossMoment& self, const py::array& reference, const py::array& x,
                   const std::optional<py::array>& token_weights) {
   const AnyMatrixView original = as_any_matrix(reference, "reference");
@@ -78,10 +102,17 @@ void bind_calib(py::module_& module) {
            "Adds rows of activations, each with its weight (1 when none are given).")
       .def("hessian", &hessian, "(2 / Σw) · Σ w xᵀx, float64, both triangles.")
       .def_static("merge", &merge, py::arg("parts"), "The sum of all parts, left to right.")
+      .def_static("of_sums", &of_sums, py::arg("triangle"), py::arg("abs_sum"), py::arg("abs_max"),
+                  py::arg("n_tokens"), py::arg("weight_sum"), py::arg("weight_sq_sum"),
+                  "A Hessian that holds these sums.")
+      .def("triangle", &triangle, "Upper triangle of Σ w xᵀx, row by row, float64.")
       .def_property_readonly("in_features", &Hessian::in_features)
       .def_property_readonly("n_tokens", &Hessian::n_tokens, "Rows seen, unweighted.")
       .def_property_readonly("weight_sum", &Hessian::weight_sum)
       .def_property_readonly("weight_sq_sum", &Hessian::weight_sq_sum)
+      .def_property_readonly(
+          "abs_sum", [](const Hessian& self) { return vector_array(self.abs_sum()); },
+          "Weighted sum of |x| per channel.")
       .def_property_readonly("abs_mean", &abs_mean, "Weighted mean of |x| per channel.")
       .def_property_readonly(
           "abs_max", [](const Hessian& self) { return vector_array(self.abs_max()); },

@@ -176,6 +176,9 @@ struct Hessian::State {
 
   int64_t row_words() const { return in_features * (size_in_bytes(dtype) / 2); }
 
+  // First element of row i of the packed upper triangle is that of column i.
+  int64_t row_begin(int64_t i) const { return i * in_features - i * (i - 1) / 2; }
+
   void take_gram() {
     if (gram.empty()) gram.resize(static_cast<size_t>(in_features * in_features));
   }
@@ -328,6 +331,36 @@ Hessian Hessian::merge(const std::vector<Hessian>& parts, Backend backend) {
     to.weight_sq_sum += from.weight_sq_sum;
   }
   return merged;
+}
+
+void Hessian::triangle(double* out, Backend backend) const {
+  const State& state = *state_;
+  const std::lock_guard<std::mutex> lock(state.mutex);
+  const int64_t n = state.in_features;
+  std::vector<double> whole = state.gram;
+  whole.resize(static_cast<size_t>(n * n));
+  state.add_partial_chunks(whole.data(), backend);
+  parallel_for(n, [&](int64_t i) {
+    const double* row = whole.data() + i * n;
+    std::copy(row + i, row + n, out + state.row_begin(i));
+  });
+}
+
+Hessian Hessian::of(const HessianSums& sums) {
+  Hessian hessian(sums.in_features);
+  State& state = *hessian.state_;
+  const int64_t n = sums.in_features;
+  state.n_tokens = sums.n_tokens;
+  state.weight_sum = sums.weight_sum;
+  state.weight_sq_sum = sums.weight_sq_sum;
+  state.sums.abs_sum.assign(sums.abs_sum, sums.abs_sum + n);
+  state.sums.abs_max.assign(sums.abs_max, sums.abs_max + n);
+  state.take_gram();
+  parallel_for(n, [&](int64_t i) {
+    const double* row = sums.triangle + state.row_begin(i);
+    std::copy(row, row + n - i, state.gram.data() + i * n + i);
+  });
+  return hessian;
 }
 
 int64_t Hessian::in_features() const { return state_->in_features; }

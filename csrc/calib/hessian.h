@@ -15,6 +15,17 @@
 
 namespace qcore::calib {
 
+// What a Hessian has summed up, as a statistics file holds it.
+struct HessianSums {
+  int64_t in_features = 0;
+  int64_t n_tokens = 0;  // rows seen, unweighted
+  double weight_sum = 0.0;
+  double weight_sq_sum = 0.0;
+  const double* triangle = nullptr;  // upper triangle of Σ w x x, row by row: K (K + 1) / 2
+  const double* abs_sum = nullptr;   // Σ w |x|  (K,)
+  const float* abs_max = nullptr;    // max |x|  (K,)
+};
+
 // Rows are gathered by weight into chunks of kChunkTokens; a full chunk is summed in float32 and
 // added to float64, chunks in order. So the bits depend on the sequence of rows and weights and on
 // the backend alone, not on how calls cut the sequence, nor on threads, nor on reading in between.
@@ -43,6 +54,12 @@ class Hessian {
   // The sum of all parts, added from left to right, each with its own partial chunks summed.
   // Throws ArgumentError when they are none or their in_features differ.
   static Hessian merge(const std::vector<Hessian>& parts, Backend backend);
+
+  // out (K (K + 1) / 2): the upper triangle of Σ w x x, row by row, partial chunks summed.
+  void triangle(double* out, Backend backend) const;
+
+  // A Hessian that holds these sums; rows that follow begin new chunks.
+  static Hessian of(const HessianSums& sums);
 
   int64_t in_features() const;
   int64_t n_tokens() const;  // rows seen, unweighted

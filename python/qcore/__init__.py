@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qcore.backends import active_backend as active_backend
     from qcore.backends import available_backends as available_backends
-    from qcore.calibrate import Stats as Stats
     from qcore.data import Anonymizer as Anonymizer
     from qcore.data import Calibration as Calibration
     from qcore.data import Detection as Detection
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from qcore.spec import QuantSpec as QuantSpec
     from qcore.speed import Bench as Bench
     from qcore.speed import bench as bench
+    from qcore.stats import Stats as Stats
     from qcore.trials import Ablation as Ablation
     from qcore.trials import Choice as Choice
     from qcore.trials import ablate as ablate
@@ -70,7 +70,7 @@ _HOMES = {
     "QuantizedLinear": ("qcore.spec", "QuantizedLinear"),
     "Recipe": ("qcore.recipe", "Recipe"),
     "Sensitivity": ("qcore.mixed_precision", "Sensitivity"),
-    "Stats": ("qcore.calibrate", "Stats"),
+    "Stats": ("qcore.stats", "Stats"),
     "ablate": ("qcore.trials", "ablate"),
     "active_backend": ("qcore.backends", "active_backend"),
     "available_backends": ("qcore.backends", "available_backends"),

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcore import _core
-from qcore.calibrate import Stream, advance, open_stream, require_finite_block
-from qcore.expert_coverage import ExpertCoverage, collect_with_experts
+from qcore.calibrate import Stream, advance, first_readers, open_stream, require_finite_block
+from qcore.expert_coverage import ExpertCoverage, collect_with_experts, known_coverage
 from qcore.job import Job
 from qcore.record import RunClock
 from qcore.solve_block import SolvedBlock, solve_block
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from qcore.layers import Hessian
     from qcore.model import Block
     from qcore.recipe import Recipe
+    from qcore.spec import QuantSpec
+    from qcore.stats import Stats
 
 _EXPERT_TAP = re.compile(r"^experts\.\d+\.")
 
@@ -53,7 +55,7 @@ class BlockPass:
         self._stream: Stream | None = None
         self.enough: dict[str, float] = {}
         self.coverage: list[ExpertCoverage] = []
-        if job.calibration is not None and job.recipe.needs_data:
+        if job.stats is None and job.calibration is not None and job.recipe.needs_data:
             self._stream = open_stream(job.model, job.calibration.sequences, job.recipe)
             clock.lap("token weights")
 
@@ -88,6 +90,10 @@ class BlockPass:
             if linear.name in job.assignment.specs
         }
         require_finite_block(job.model, block.plan)
+        if job.stats is not None:
+            hessians = _known(block, job.stats)
+            coverage = known_coverage(block.plan, hessians, job.recipe, specs.keys())
+            return block, self._solve_with(block, specs, hessians, coverage, None)
         if stream is None:
             solved = solve_block(block, specs, job.recipe, None)
             self._tell(index, solved)
@@ -104,6 +110,20 @@ class BlockPass:
             quantized=specs.keys(),
             moments=moments,
         )
+        solved = self._solve_with(block, specs, hessians, coverage, moments)
+        if not from_reference and not last:
+            advance(block.replaced(solved.layers, solved.vectors), stream, job.activations)
+            self._clock.lap("propagate")
+        return block, solved
+
+    def _solve_with(
+        self,
+        block: Block,
+        specs: Mapping[str, QuantSpec],
+        hessians: Mapping[str, Hessian],
+        coverage: ExpertCoverage | None,
+        moments: Mapping[str, _core.CrossMoment] | None,
+    ) -> SolvedBlock:
         if coverage is not None:
             self.coverage.append(coverage)
         experts = [linear for linear in block.plan.linears if linear.expert is not None]
@@ -112,16 +132,13 @@ class BlockPass:
             if tap not in unread:
                 kind = _EXPERT_TAP.sub("experts.", tap)
                 self.enough[kind] = min(
-                    tokens_per_channel(hessian, job.recipe), self.enough.get(kind, np.inf)
+                    tokens_per_channel(hessian, self._job.recipe), self.enough.get(kind, np.inf)
                 )
         self._clock.lap("statistics")
-        solved = solve_block(block, specs, job.recipe, hessians, moments)
+        solved = solve_block(block, specs, self._job.recipe, hessians, moments)
         self._clock.lap("solve")
-        if not from_reference and not last:
-            advance(block.replaced(solved.layers, solved.vectors), stream, job.activations)
-            self._clock.lap("propagate")
-        self._tell(index, solved)
-        return block, solved
+        self._tell(block.plan.index, solved)
+        return solved
 
     def _tell(self, index: int, solved: SolvedBlock) -> None:
         self._job.report(
@@ -143,6 +160,15 @@ def tokens_per_channel(hessian: Hessian, recipe: Recipe) -> float:
     if recipe.token_weights == "fisher":
         return hessian.n_tokens / hessian.in_features
     return hessian.ratio
+
+
+def _known(block: Block, stats: Stats) -> dict[str, Hessian]:
+    """tap -> statistics of the block's inputs, as far as they were collected."""
+    known = stats.manifest.layers
+    readers = {x.tap: x.name for x in block.plan.linears if x.name in known}
+    if block.plan.experts is not None:
+        readers.setdefault("mlp_input", first_readers(block.plan)["mlp_input"])
+    return {tap: stats.hessian(reader) for tap, reader in readers.items() if reader in known}
 
 
 def _moments(block: Block) -> Mapping[str, _core.CrossMoment]:

@@ -16,17 +16,15 @@ import numpy as np
 
 from qcore import _core
 from qcore.batches import batches_of
-from qcore.errors import ArgumentError, NumericalError
+from qcore.errors import NumericalError
 from qcore.finite import require_finite
 from qcore.layers import Hessian
 from qcore.recipe import Recipe
-from qcore.recipe_values import matcher
 from qcore.spec import Array, Float32Array
 from qcore.token_weights import TokenWeights, token_weights
 
 if TYPE_CHECKING:
     from qcore.checkpoint.architectures import BlockPlan
-    from qcore.data import Calibration
     from qcore.model import Block, Model
     from qcore.model.block import ExpertTap
 
@@ -121,7 +119,7 @@ def collect(
     """
     plan = block.plan
     hessians: dict[str, Hessian] = {x.tap: Hessian(x.in_features) for x in plan.linears}
-    readers = _readers(plan)
+    readers = first_readers(plan)
     shown: list[str] = [x.tap for x in plan.linears if x.expert is None]
     if plan.experts is not None:
         hessians.setdefault("mlp_input", Hessian(plan.hidden_size))
@@ -176,6 +174,23 @@ def collect_every_token(
     return hessians
 
 
+def parts_of(stream: Stream, runs: Iterable[slice]) -> list[Stream]:
+    """The stream in runs of whole samples, as copies that move on their own."""
+    edges = np.cumsum((0, *stream.lengths))
+    parts = []
+    for run in runs:
+        rows = slice(int(edges[run.start]), int(edges[run.stop]))
+        weights = stream.token_weights
+        parts.append(
+            Stream(
+                stream.hidden[rows].copy(),
+                stream.lengths[run],
+                None if weights is None else {tap: w[rows] for tap, w in weights.items()},
+            )
+        )
+    return parts
+
+
 def _weights_of(
     stream: Stream, plan: BlockPlan, taps: Iterable[str], rows: slice
 ) -> dict[str, Float32Array | None]:
@@ -184,7 +199,7 @@ def _weights_of(
     return {tap: None if known is None else known[plan.index, tap][rows] for tap in taps}
 
 
-def _readers(plan: BlockPlan) -> dict[str, str]:
+def first_readers(plan: BlockPlan) -> dict[str, str]:
     """tap -> the first layer that reads it."""
     readers: dict[str, str] = {linear.tap: linear.name for linear in reversed(plan.linears)}
     if plan.experts is not None:
@@ -203,7 +218,7 @@ def _expert_tap(
     described = plan.experts
     if described is None:
         return None
-    readers = _readers(plan)
+    readers = first_readers(plan)
 
     def watch(expert: int, point: str, x: Array, tokens: Array) -> None:
         tap = described.input_tap(expert) if point == "input" else described.hidden_tap(expert)
@@ -277,89 +292,3 @@ def _watch_moved(
         moment.update(reference, x, weights)
 
     return watch_both
-
-
-class Stats:
-    """Second moments of the inputs of a model's layers, from one pass of the original model.
-
-    Made by `Stats.collect`. Layers that read the same input share one Hessian. All Hessians are
-    held
-    in memory: in_features² float64 for each input; `layers` narrows the choice.
-    """
-
-    def __init__(self, hessians: Mapping[str, Hessian], n_samples: int, n_tokens: int) -> None:
-        self._hessians = dict(hessians)
-        self.n_samples = n_samples
-        self.n_tokens = n_tokens
-
-    @classmethod
-    def collect(
-        cls,
-        model: Model,
-        calib: Calibration,
-        recipe: Recipe | None = None,
-        *,
-        layers: str = "*",
-    ) -> Stats:
-        """Runs the calibration set through the original model.
-
-        Args:
-            model: an open checkpoint.
-            calib: the samples.
-            recipe: token weights and activations; the default recipe when None.
-            layers: glob over layer names, or "re:" and a regular expression.
-
-        Raises:
-            ArgumentError: no layer matches.
-            NumericalError: ACTIVATION_NAN or ACTIVATION_INF, with the layer's name.
-        """
-        recipe = recipe or Recipe()
-        wanted = matcher(layers)
-        if not any(wanted(linear.name) for linear in model.plan.linears):
-            raise ArgumentError(
-                f"No layer matches {layers!r}.",
-                remedy=f"Layer names look like {model.plan.linears[0].name!r}.",
-            )
-        stream = open_stream(model, calib.sequences, recipe)
-        kept: dict[str, Hessian] = {}
-        for plan in model.plan.blocks:
-            hessians = collect(
-                model.block(plan.index), stream, pass_activations(recipe, model), advance=True
-            )
-            kept |= {x.name: hessians[x.tap] for x in plan.linears if wanted(x.name)}
-        return cls(kept, len(calib.samples), stream.n_tokens)
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the layers whose input was summed up."""
-        return tuple(self._hessians)
-
-    def hessian(self, name: str) -> Hessian:
-        """The statistics of one layer's input, ready for `quantize_gptq`."""
-        if name not in self._hessians:
-            raise ArgumentError(
-                f"There are no statistics of {name!r}.", remedy="See .layers for the names."
-            )
-        return self._hessians[name]
-
-    @property
-    def ratio(self) -> dict[str, float]:
-        """Layer name -> effective tokens per input channel. Under 4 the estimate is noisy."""
-        return {name: hessian.ratio for name, hessian in self._hessians.items()}
-
-    def to_dict(self) -> dict[str, object]:
-        """Counts, without the matrices."""
-        return {"n_samples": self.n_samples, "n_tokens": self.n_tokens, "ratio": self.ratio}
-
-    def __repr__(self) -> str:
-        return (
-            f"Stats({len(self._hessians)} layers, {self.n_samples:,} samples, "
-            f"{self.n_tokens:,} tokens, at least {min(self.ratio.values()):.3g} a channel)"
-        )
-
-    def _repr_html_(self) -> str:
-        from qcore.cards import Card, Table, html_card
-
-        rows = [(name, h.in_features, h.ratio) for name, h in self._hessians.items()]
-        table = Table(("layer", "in_features", "tokens a channel"), rows)
-        return html_card(Card("Stats", repr(self), tables=[table]))

@@ -14,6 +14,7 @@ from qcore.recipe import warn
 
 if TYPE_CHECKING:
     from qcore import _core
+    from qcore.checkpoint.architectures import BlockPlan
     from qcore.layers import Hessian
     from qcore.model import Block
     from qcore.recipe import Recipe
@@ -98,28 +99,78 @@ def collect_with_experts(
     )
     if plan is None:
         return hessians, None
-    wanted = {x.expert for x in block.plan.linears if x.name in quantized} - {None}
-    tokens = tuple(hessians[plan.input_tap(e)].n_tokens for e in range(plan.n_experts))
-    starved = [e for e in range(plan.n_experts) if e in wanted and tokens[e] < FEWEST_TOKENS]
-    if starved and recipe.experts == "strict":
-        raise _uncalibrated(f"{plan.part}.experts", starved, tokens)
+    tokens, starved = _starved(block.plan, hessians, recipe, quantized)
     if starved and recipe.experts == "all":
         hessians |= collect_every_token(block, stream, activations, starved)
         hessians |= {plan.input_tap(e): hessians["mlp_input"] for e in starved}
     if again and advance_stream:
         advance(block, stream, activations)
+    return hessians, _coverage(block.plan, hessians, tokens, starved, recipe, quantized)
+
+
+def known_coverage(
+    plan: BlockPlan,
+    hessians: dict[str, Hessian],
+    recipe: Recipe,
+    quantized: Collection[str],
+) -> ExpertCoverage | None:
+    """The recipe's way with experts of a block whose statistics are known: "strict" or "rtn".
+
+    Statistics of experts that are to be rounded are taken out of `hessians`. The rest is as for
+    `collect_with_experts`.
+    """
+    if plan.experts is None:
+        return None
+    tokens, starved = _starved(plan, hessians, recipe, quantized)
+    return _coverage(plan, hessians, tokens, starved, recipe, quantized)
+
+
+def _wanted(plan: BlockPlan, quantized: Collection[str]) -> set[int | None]:
+    """Experts of which a layer is quantized."""
+    return {x.expert for x in plan.linears if x.name in quantized} - {None}
+
+
+def _starved(
+    plan: BlockPlan,
+    hessians: Mapping[str, Hessian],
+    recipe: Recipe,
+    quantized: Collection[str],
+) -> tuple[tuple[int, ...], list[int]]:
+    """Tokens of every expert; the experts that were given too few."""
+    experts = plan.experts
+    assert experts is not None
+    wanted = _wanted(plan, quantized)
+    tokens = tuple(hessians[experts.input_tap(e)].n_tokens for e in range(experts.n_experts))
+    starved = [e for e in range(experts.n_experts) if e in wanted and tokens[e] < FEWEST_TOKENS]
+    if starved and recipe.experts == "strict":
+        raise _uncalibrated(f"{experts.part}.experts", starved, tokens)
+    return tokens, starved
+
+
+def _coverage(
+    plan: BlockPlan,
+    hessians: dict[str, Hessian],
+    tokens: tuple[int, ...],
+    starved: list[int],
+    recipe: Recipe,
+    quantized: Collection[str],
+) -> ExpertCoverage:
+    """The account; takes the statistics of experts that are to be rounded out of `hessians`."""
+    experts = plan.experts
+    assert experts is not None
     ratios = tuple(
-        min(hessians[tap].ratio for tap in (plan.input_tap(e), plan.hidden_tap(e)))
-        for e in range(plan.n_experts)
+        min(hessians[tap].ratio for tap in (experts.input_tap(e), experts.hidden_tap(e)))
+        for e in range(experts.n_experts)
     )
     rounded = starved if recipe.experts == "rtn" else []
     for expert in rounded:
-        del hessians[plan.input_tap(expert)], hessians[plan.hidden_tap(expert)]
-    return hessians, ExpertCoverage(
-        name=f"{plan.part}.experts",
+        del hessians[experts.input_tap(expert)], hessians[experts.hidden_tap(expert)]
+    wanted = _wanted(plan, quantized)
+    return ExpertCoverage(
+        name=f"{experts.part}.experts",
         tokens=tokens,
         ratios=ratios,
-        kept=tuple(e for e in range(plan.n_experts) if e not in wanted),
+        kept=tuple(e for e in range(experts.n_experts) if e not in wanted),
         every_token=tuple(starved) if recipe.experts == "all" else (),
         rounded=tuple(rounded),
     )

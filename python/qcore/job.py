@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from qcore.assignment import SMALLEST_SAFE_BITS, Assignment, assign
 from qcore.calibrate import pass_activations
 from qcore.errors import (
+    CalibrationError,
     FormatError,
     MissingInputError,
     RecipeError,
@@ -26,6 +27,7 @@ from qcore.tuning import held_apart
 if TYPE_CHECKING:
     from qcore.checkpoint.architectures import DecoderPlan
     from qcore.data.calibration import Calibration
+    from qcore.stats import Stats
 
 
 # Bits, and a group size where it is not the recipe's.
@@ -43,6 +45,7 @@ class Job:
     calibration: Calibration | None
     activations: str
     report: Progress
+    stats: Stats | None = None
 
 
 def settle(
@@ -54,10 +57,16 @@ def settle(
     generic: Calibration | str | Path | Iterable[Any] | None = None,
     *,
     widths: Iterable[Width] = (),
+    stats: Stats | None = None,
 ) -> Job:
-    """Every refusal that needs no work comes from here. `widths`: as for `proposed_layout`."""
+    """Every refusal that needs no work comes from here. `widths`: as for `proposed_layout`.
+
+    `stats` stand in for the data where they are given.
+    """
     _require_original(model)
     _require_share(recipe, generic)
+    if stats is not None and recipe.needs_data:
+        return _settled_by_stats(model, recipe, calib, format, report, stats)
     recipe = settled(model, recipe)
     chosen, assignment = layout(recipe, model.plan, model.dtype, format, widths)
     if recipe.needs_data:
@@ -73,6 +82,67 @@ def settle(
         warn(assignment.regrouped, "GROUP_RAGGED")
     warn_of_running_threads()
     return job
+
+
+def _settled_by_stats(
+    model: Model, recipe: Recipe, calib: object, format: str, report: Progress, stats: Stats
+) -> Job:
+    """The job that takes statistics in place of data."""
+    _require_reference(model, recipe, calib, stats)
+    recipe = stats.adopted(recipe, model)
+    chosen, assignment = layout(recipe, model.plan, model.dtype, format)
+    if lacking := sorted(assignment.specs.keys() - stats.manifest.layers.keys()):
+        raise CalibrationError(
+            f"{stats.where} has no statistics of {len(lacking)} layers that the recipe quantizes: "
+            f"{', '.join(lacking[:3])}{' ...' if len(lacking) > 3 else ''}.",
+            code="STATS_MISMATCH",
+            where=stats.where,
+            found=len(stats.layers),
+            remedy="Collect again with --layers '*', or keep those layers (--keep GLOB).",
+        )
+    activations = str(stats.manifest.collecting["activations"])
+    job = Job(model, recipe, assignment, chosen, None, activations, report, stats)
+    _guard_low_bits(job)
+    if assignment.regrouped:
+        warn(assignment.regrouped, "GROUP_RAGGED")
+    warn_of_running_threads()
+    return job
+
+
+def _require_reference(model: Model, recipe: Recipe, calib: object, stats: Stats) -> None:
+    """Refuses what takes the conversations themselves."""
+    experts = any(block.experts is not None for block in model.plan.blocks)
+    asked = {
+        "Calibration data is given beside them": (
+            calib is not None,
+            "Give either --calib or --stats.",
+        ),
+        f"The recipe has propagate = {recipe.propagate!r}": (
+            recipe.propagate != "reference",
+            'Use --propagate reference (in a recipe, propagate = "reference").',
+        ),
+        f"The recipe has tuning_epochs = {recipe.tuning_epochs}": (
+            recipe.tuning_epochs > 0,
+            "Use tuning_epochs = 0.",
+        ),
+        f"The recipe has generic_share = {recipe.generic_share:g}": (
+            recipe.generic_share > 0,
+            "Use generic_share = 0: which data were mixed is settled when they are collected.",
+        ),
+        'The recipe has experts = "all"': (
+            experts and recipe.experts == "all",
+            "Use --experts rtn.",
+        ),
+    }
+    for told, (wrong, remedy) in asked.items():
+        if wrong:
+            raise RecipeError(
+                f"{told}, and statistics are all that there is: of the original model, from "
+                f"{stats.where}.",
+                code="RECIPE_CONFLICT",
+                where=stats.where,
+                remedy=f"{remedy} With --calib in place of --stats it is possible.",
+            )
 
 
 def layout(

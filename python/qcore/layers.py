@@ -10,7 +10,7 @@ or layout is an error that names the cure.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -90,6 +90,34 @@ class Hessian:
         merged = cls(parts[0].in_features)
         merged._core = _core.Hessian.merge([part._core for part in parts])
         return merged
+
+    def sums(self) -> dict[str, Array]:
+        """What was summed up, exactly, for a file or another process; `of_sums` takes it back.
+
+        "gram" is the upper triangle of Σ w · xᵀx, row by row, float64.
+        """
+        return {
+            "gram": self._core.triangle(),
+            "abs_sum": self._core.abs_sum,
+            "weight_sum": np.array([self._core.weight_sum]),
+            "weight_sq_sum": np.array([self._core.weight_sq_sum]),
+            "n_tokens": np.array([self._core.n_tokens], np.int64),
+            "abs_max": self._core.abs_max,
+        }
+
+    @classmethod
+    def of_sums(cls, sums: Mapping[str, Array]) -> Hessian:
+        """A Hessian that holds these sums."""
+        hessian = cls(len(sums["abs_sum"]))
+        hessian._core = _core.Hessian.of_sums(
+            sums["gram"],
+            sums["abs_sum"],
+            sums["abs_max"],
+            int(sums["n_tokens"][0]),
+            float(sums["weight_sum"][0]),
+            float(sums["weight_sq_sum"][0]),
+        )
+        return hessian
 
     @property
     def in_features(self) -> int:

@@ -15,7 +15,7 @@ from qcore.job import Job, settle
 from qcore.model import Artifact, Model, open_model
 from qcore.progress import reporter
 from qcore.recipe import Recipe, warn
-from qcore.record import RunClock, artifact_record
+from qcore.record import RunClock, artifact_record, calibration_record
 from qcore.solve_block import SolvedBlock
 from qcore.tuning import Tuning
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qcore.checkpoint.architectures import DecoderPlan
     from qcore.checkpoint.checkpoint import TensorRef
     from qcore.data.calibration import Calibration
+    from qcore.stats import Stats
 
 # Under this many effective tokens per input channel a Hessian is noisy: with n tokens in K channels
 # the eigenvalues of pure noise spread over (1 ± sqrt(K / n))², here from a quarter to 2.25 (Marchenko
@@ -39,6 +40,7 @@ def quantize(
     *,
     calib: Calibration | str | Path | Iterable[Any] | None = None,
     generic: Calibration | str | Path | Iterable[Any] | None = None,
+    stats: Stats | str | Path | None = None,
     out: str | Path,
     choice: Mapping[str, Any] | None = None,
     format: str = "auto",
@@ -51,6 +53,8 @@ def quantize(
         model: an open Model, or the path of a Hugging Face folder or GGUF file; only read.
         recipe: what to do; the default recipe when None.
         calib: a Calibration, or raw data to build one from. Needed by every method but "rtn".
+        stats: a Stats or its file, in place of `calib`, for a recipe whose `propagate` is
+            "reference" (the default recipe is taken so).
         generic: text of another domain, for a recipe with a `generic_share`.
         choice: what the recipe was chosen from (`Choice.record()`), kept in the record.
         out: the artifact's folder; must not exist unless `overwrite`.
@@ -69,14 +73,20 @@ def quantize(
     """
     clock = RunClock()
     opened = model if isinstance(model, Model) else open_model(model)
+    known = _opened_stats(stats)
+    if recipe is None:
+        recipe = Recipe() if known is None else Recipe(propagate="reference")
+    known_paths = [] if known is None or known.path is None else [known.path]
     # A destination that will be refused is refused before the calibration data is read.
     with ArtifactWriter(
-        out, overwrite=overwrite, sources=[opened.path, *_data_paths(calib), *_data_paths(generic)]
+        out,
+        overwrite=overwrite,
+        sources=[opened.path, *_data_paths(calib), *_data_paths(generic), *known_paths],
     ):
         pass
     with reporter(progress) as report:
-        job = settle(opened, recipe or Recipe(), calib, format, report, generic)
-        data = () if job.calibration is None else job.calibration.files
+        job = settle(opened, recipe, calib, format, report, generic, stats=known)
+        data = known_paths if job.calibration is None else job.calibration.files
         with ArtifactWriter(out, overwrite=overwrite, sources=[opened.path, *data]) as writer:
             writer.plan(planned_tensors(job.model, job.assignment, job.format))
             clock.lap("prepare")
@@ -96,6 +106,14 @@ def quantize(
     if not isinstance(artifact, Artifact):
         raise InternalError(f"{out} was written but does not open as an artifact.")
     return artifact
+
+
+def _opened_stats(stats: Stats | str | Path | None) -> Stats | None:
+    if not isinstance(stats, (str, Path)):
+        return stats
+    from qcore.stats import Stats
+
+    return Stats.load(stats)
 
 
 def _data_paths(calib: object) -> list[str | Path]:
@@ -132,7 +150,7 @@ def _run(
         assignment=job.assignment,
         format_name=job.format.name,
         activations=job.activations,
-        calibration=job.calibration if recipe.needs_data else None,
+        calibration=_data_record(job),
         layers=layers,
         folds=folds,
         sufficiency=blocks.enough,
@@ -146,6 +164,15 @@ def _run(
         tuning=None if blocks.tuning is None else blocks.tuning.to_dict(),
         choice=choice,
     )
+
+
+def _data_record(job: Job) -> dict[str, Any] | None:
+    """What the record says of the data, None where none was used."""
+    if job.stats is not None:
+        return job.stats.record()
+    if job.calibration is None or not job.recipe.needs_data:
+        return None
+    return calibration_record(job.calibration)
 
 
 def _ragged_warnings(assignment: Assignment) -> list[dict[str, str]]:

@@ -37,7 +37,7 @@ OUR_BUG = 70
 STOPPED = 75
 
 COMMANDS = (
-    *("data", "quantize", "ablate", "sensitivity", "mix", "eval", "bench"),
+    *("data", "stats", "quantize", "ablate", "sensitivity", "mix", "eval", "bench"),
     *("generate", "inspect", "verify", "demo", "doctor"),
 )
 

@@ -49,6 +49,11 @@ RECIPE_FLAGS = (
     type=click.Path(path_type=Path),
     help="Text of another domain, for --generic-share or --choose.",
 )
+@click.option(
+    "--stats",
+    type=click.Path(path_type=Path),
+    help="Statistics in place of --calib (qcore stats collect); implies --propagate reference.",
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the artifact.")
 @recipe_option
 @click.option("--method", type=click.Choice(["rtn", "gptq", "awq", "awq+gptq"]), help="[gptq]")
@@ -114,6 +119,7 @@ def command(
     model: Path,
     calib: Path | None,
     generic: Path | None,
+    stats: Path | None,
     out: Path | None,
     recipe_file: Path | None,
     format_name: str,
@@ -132,9 +138,13 @@ def command(
     all.
     """
     given = {name: flags[name] for name in RECIPE_FLAGS if flags[name] is not None}
+    if stats is not None and recipe_file is None:
+        given.setdefault("propagate", "reference")
+    if stats is not None and choose:
+        raise click.UsageError("--choose needs conversations: give --calib, not --stats.", context)
     if out is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--out': where the artifact goes.", context)
-    inputs = (model, calib, generic, out, choose, reading, rendering, replacing)
+    inputs = (model, calib, generic, stats, out, choose, reading, rendering, replacing)
     files = Files(*inputs, format_name, overwrite)
     if shared.print_python:
         text = _python(files, recipe_file, given, keep)
@@ -163,6 +173,7 @@ class Files:
     model: Path
     calib: Path | None
     generic: Path | None
+    stats: Path | None
     out: Path | None
     choose: bool
     reading: Reading
@@ -218,6 +229,7 @@ def _run(shared: Shared, files: Files, recipe: Recipe) -> int:
             calib=calibration,
             # A set that was chosen has its share of it already.
             generic=None if files.choose else files.generic,
+            stats=files.stats,
             out=files.out,
             choice=None if choice is None else choice.record(),
             format=files.format,
@@ -304,7 +316,17 @@ def _sources(
         if name == "overrides" and context.params["keep"]:
             source = "flag --keep"
         rows.append((name, value, source))
-    named = ("model", "calib", "generic", "out", "format_name", "choose", "shape", "overwrite")
+    named = (
+        "model",
+        "calib",
+        "generic",
+        "stats",
+        "out",
+        "format_name",
+        "choose",
+        "shape",
+        "overwrite",
+    )
     for name in named:
         source = "flag" if _typed(context, name) else "default"
         rows.append((name.removesuffix("_name"), context.params[name], source))
@@ -345,6 +367,7 @@ def _python(
     arguments = ["m", "recipe", *(["calib=calib"] if files.calib is not None else [])]
     options = {
         "generic": str(files.generic) if files.generic else None,
+        "stats": str(files.stats) if files.stats else None,
         "format": None if files.format == "auto" else files.format,
     }
     if files.choose:

@@ -48,11 +48,15 @@ class OutputFile:
         self._hash = hashlib.sha256()
         self.n_bytes = 0
 
-    def write(self, data: bytes) -> None:
-        """Appends."""
+    def write(self, data: bytes | memoryview) -> None:
+        """Appends; a view is one of bytes."""
         write_at(self._fd, data, self.n_bytes, self._partial)
         self.n_bytes += len(data)
         self._hash.update(data)
+
+    def rewrite(self, data: bytes) -> None:
+        """Replaces the beginning, for what is known at the end only; `sha256` does not follow."""
+        write_at(self._fd, data, 0, self._partial)
 
     @property
     def sha256(self) -> str:

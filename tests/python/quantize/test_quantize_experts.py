@@ -12,7 +12,7 @@ from test_quantize import METHODS, SMALL, hashes, run
 from upcycled import N_EXPERTS, TOP_K, upcycle
 
 import qcore
-from qcore.calibrate import Stats, open_stream
+from qcore.calibrate import open_stream
 from qcore.cli.quantize import expert_lines
 from qcore.errors import CalibrationError
 from qcore.expert_coverage import FEWEST_TOKENS, collect_with_experts
@@ -274,7 +274,7 @@ def test_the_table_of_experts(models, conversations, tmp_path):
 def test_stats_know_each_expert(models, conversations):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        stats = Stats.collect(qcore.open(models["mixtral", (4, 5)]), conversations, recipe())
+        stats = qcore.Stats.collect(qcore.open(models["mixtral", (4, 5)]), conversations, recipe())
     part = "model.layers.0.block_sparse_moe.experts"
     tokens = [stats.hessian(f"{part}.{e}.w1").n_tokens for e in range(N_EXPERTS)]
     assert sum(tokens) == TOP_K * stats.n_tokens
