@@ -23,7 +23,7 @@ from qcore.data.layouts import (
     suggested_map,
 )
 from qcore.data.shapes import SHAPES, BadRowError, EmptyRowError, Row, text_row, token_row
-from qcore.data.sources import SourceFile, source_files
+from qcore.data.sources import PACKED_SUFFIXES, SUFFIXES, SourceFile, source_files
 from qcore.data.streams import JsonText
 from qcore.errors import ArgumentError, CalibrationError, escaped
 
@@ -34,6 +34,7 @@ DETECTION_ROWS = 100
 KEPT_BAD_ROWS = 20
 SHOWN_BAD_ROWS = 5
 ITERABLE = "Python iterable"
+_SUFFIXES = (*SUFFIXES, *PACKED_SUFFIXES)
 
 
 @dataclass
@@ -224,7 +225,19 @@ def _checked_iterable(source: object) -> Iterable[object]:
         raise _no_source(source, f"Choose a part of it: data[{next(iter(source))!r}].")
     if isinstance(source, (bytes, Mapping)) or not isinstance(source, Iterable):
         raise _no_source(source, "Put a single conversation into a list: [{'messages': [...]}].")
-    return list(source) if iter(source) is source else source
+    items = list(source) if iter(source) is source else source
+    if isinstance(items, (list, tuple)) and items and _names_a_file(items[0]):
+        raise _no_source(source, f"Strings are texts; for files use Path({str(items[0])!r}).")
+    return items
+
+
+def _names_a_file(item: object) -> bool:
+    """A string that is the name of a file, which its reader surely meant to be read."""
+    is_name = isinstance(item, str) and "\n" not in item and item.lower().endswith(_SUFFIXES)
+    try:
+        return is_name and Path(cast(str, item)).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _no_source(source: object, remedy: str) -> ArgumentError:

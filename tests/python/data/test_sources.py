@@ -186,6 +186,15 @@ class Dataset:
         return iter(ROWS)
 
 
+def test_names_of_files_are_no_texts(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(as_jsonl())
+    with pytest.raises(ArgumentError, match=r"Strings are texts; for files use Path"):
+        RowReader([str(path)])
+    assert ids([path]) == EXPECTED
+    assert len(ids(["read a.jsonl", "none.jsonl"])) == 2
+
+
 def test_datasets_and_generators_are_taken_and_tables_are_refused() -> None:
     assert ids(Dataset()) == EXPECTED
     assert ids(row for row in ROWS) == EXPECTED
