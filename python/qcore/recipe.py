@@ -133,7 +133,7 @@ class Recipe:
     correction: float = 1.0
     experts: str = "strict"
     tuning_epochs: int = 0
-    tuning_rate: float = 1e-3
+    tuning_rate: float = 3e-3
     activations: str = "auto"
     n_samples: int = 256
     max_length: int = 2048

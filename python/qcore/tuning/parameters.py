@@ -46,8 +46,8 @@ class Parameter:
         """The value as the file holds it."""
         return self._stored(self._start * (1 + self.change))
 
-    def step(self, index: int, rate: float, n_tokens: int) -> None:
-        """One step of Adam (the first has index 1) with the gradient of `n_tokens` tokens' loss.
+    def observe(self, n_tokens: int) -> None:
+        """Takes the gradient of `n_tokens` tokens' loss into Adam's two means, and empties it.
 
         The rounding counts as the identity ("straight through", Bengio et al. 2013, arXiv
         1308.3432).
@@ -55,8 +55,21 @@ class Parameter:
         gradient = (self.gradient * self._start / n_tokens).astype(np.float32)
         self._mean += (1 - FIRST_DECAY) * (gradient - self._mean)
         self._square += (1 - SECOND_DECAY) * (gradient * gradient - self._square)
-        mean = self._mean / (1 - FIRST_DECAY**index)
-        square = self._square / (1 - SECOND_DECAY**index)
-        self.change -= rate * mean / (np.sqrt(square) + EPSILON)
-        np.clip(self.change, -MOST_CHANGE, MOST_CHANGE, out=self.change)
         self.gradient[...] = 0
+
+    def size(self, index: int) -> Float32Array:
+        """The root of the mean squared gradient behind observation `index` (the first is 1)."""
+        size: Float32Array = np.sqrt(self._square / np.float32(1 - SECOND_DECAY**index))
+        return size
+
+    def step(self, index: int, rate: float, typical: float) -> None:
+        """One step behind observation `index`: Adam's, and a shorter one for large gradients.
+
+        Adam's step is mean / size. Where gradients are large so is the curvature, and a step of the
+        same length does harm by its noise alone: beyond the `typical` size the step falls with
+        1 / size², as that of a diagonal Newton method.
+        """
+        mean = self._mean / np.float32(1 - FIRST_DECAY**index)
+        size = self.size(index)
+        self.change -= np.float32(rate) * mean / (np.maximum(size, size * size / typical) + EPSILON)
+        np.clip(self.change, -MOST_CHANGE, MOST_CHANGE, out=self.change)

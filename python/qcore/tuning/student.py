@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Weights of blocks as the products read them, kept from the forward to the backward pass.
 KEPT_BYTES = 256 << 20
+# A median of so many sizes is that of all.
+MEDIAN_OF = 1 << 20
 
 
 class Student:
@@ -74,9 +76,19 @@ class Student:
         yield from self._norms.values()
 
     def step(self, index: int, rate: float, n_tokens: int) -> None:
-        """One step of every parameter, see `Parameter.step`."""
+        """Step `index` (the first is 1) of every parameter, see `Parameter.step`.
+
+        The typical size is the median over all, or over a million of them.
+        """
+        count = 0
         for parameter in self._parameters:
-            parameter.step(index, rate, n_tokens)
+            parameter.observe(n_tokens)
+            count += parameter.change.size
+        stride = -(-count // MEDIAN_OF)
+        sizes = [parameter.size(index).ravel()[::stride] for parameter in self._parameters]
+        typical = float(np.median(np.concatenate(sizes)))
+        for parameter in self._parameters:
+            parameter.step(index, rate, typical or 1.0)
         self._forget_dense()
 
     @property
