@@ -1,7 +1,7 @@
 """How near quantized models are to their originals, ours beside everybody's, with the goal beside each figure.
 
     python -m benchmarks.fidelity [--only MODEL ...] [--model FOLDER --calib TRAIN.jsonl --chat HELDOUT.jsonl]
-                                  [--wiki wiki.test.txt] [--cache FOLDER] [--json FILE] [--quick]
+                                  [--wiki wiki.test.txt] [--cache FOLDER] [--earlier JSON ...] [--json FILE] [--quick]
 
 The embedded model needs nothing but the package; SmolLM2-135M-Instruct is --model (`qcore demo --model smollm2` fetches
 it). Rivals that `python -m benchmarks.peers` lists are run; the others' figures come from fidelity/peers.json, with
@@ -62,6 +62,7 @@ def contest(
             rows=QUICK_ROWS if session.quick else options.rows,
             n_samples=QUICK_SAMPLES if session.quick else N_SAMPLES,
             cache=cache,
+            earlier=options.earlier,
         )
         found = Contest(session, stage)
         found.hold()
@@ -89,6 +90,14 @@ def main() -> int:
     options.add_argument("--rows", type=int, default=20, help="held-out texts of each kind [20]")
     options.add_argument(
         "--names", nargs="+", default=["*"], metavar="GLOB", help='such as "qcore default*" [all]'
+    )
+    options.add_argument(
+        "--earlier",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="earlier runs: their rows stand beside this run's, which replace them",
     )
     options.add_argument("--record", action="store_true", help="write the rivals' figures down")
     return Session("fidelity", options.parse_args()).run(PARTS)

@@ -36,7 +36,7 @@ class Contender:
         scores: by kind of text.
         yardstick: plain rounding in the same run.
         version: of the tool.
-        date: of a figure that comes from the file; "" for this run's.
+        date: of a figure that comes from a file; "" for this run's.
     """
 
     name: str
@@ -83,6 +83,7 @@ class Stage:
         ours, peers: who takes part.
         rows, n_samples: held-out texts of each kind, calibration conversations.
         cache: folder of artifacts and scores.
+        earlier: JSON of runs on the same texts; who is in them and not in this one stands in the table with their date.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Stage:
     rows: int
     n_samples: int
     cache: Path
+    earlier: Sequence[Path] = ()
 
 
 class Contest:
@@ -120,6 +122,9 @@ class Contest:
             self._own(contender)
         for peer in self.stage.peers:
             self._peer(peer)
+        for row in earlier(self.stage.earlier, self.stage.name):
+            if row.name not in {found.name for found in self.contenders}:
+                self._add(row)
 
     def _own(self, ours: Ours) -> None:
         stage = self.stage
@@ -213,6 +218,18 @@ def recorded(model: str) -> dict[str, Contender]:
         return {}
     rows = json.loads(PEERS_FILE.read_text("utf-8")).get(model, [])
     return {row["name"]: Contender.from_dict(row) for row in rows}
+
+
+def earlier(files: Sequence[Path], model: str) -> list[Contender]:
+    """Everybody in the runs of these files, the last file first."""
+    found = []
+    for file in reversed(files):
+        run = json.loads(file.read_text("utf-8"))
+        when = run["date"].replace("T", " ").removesuffix("+00:00")
+        for row in run["details"].get(model, []):
+            contender = Contender.from_dict(row)
+            found.append(dataclasses.replace(contender, date=contender.date or when))
+    return found
 
 
 def record(contest: Contest, date: str) -> None:

@@ -202,3 +202,17 @@ def test_the_file_of_peers_gives_back_what_was_recorded(
 def test_a_contender_survives_json() -> None:
     found = contender("x", 0.5)
     assert Contender.from_dict(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+
+
+def test_rows_of_earlier_runs_keep_their_dates_and_the_last_run_comes_first(tmp_path: Path) -> None:
+    files = []
+    for hour, times in ((7, 0.5), (8, 0.25)):
+        kept = contender("theirs", times, date="" if hour == 8 else "2026-11-20")
+        run = {"date": f"2026-11-21T{hour:02}:30+00:00", "details": {}}
+        run["details"]["m"] = [dataclasses.asdict(kept)]
+        files.append(tmp_path / f"{hour}.json")
+        files[-1].write_text(json.dumps(run), "utf-8")
+    found = contest.earlier(files, "m")
+    assert [row.date for row in found] == ["2026-11-21 08:30", "2026-11-20"]
+    assert found[0].ratio("chat")[0] == 0.25
+    assert contest.earlier(files, "another") == []
