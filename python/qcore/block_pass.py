@@ -55,7 +55,7 @@ class BlockPass:
         self._stream: Stream | None = None
         self.enough: dict[str, float] = {}
         self.coverage: list[ExpertCoverage] = []
-        if job.stats is None and job.calibration is not None and job.recipe.needs_data:
+        if job.stats is None and job.calibration is not None and job.recipe.needs_statistics:
             self._stream = open_stream(job.model, job.calibration.sequences, job.recipe)
             clock.lap("token weights")
 

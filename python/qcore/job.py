@@ -247,13 +247,16 @@ def _calibration(
     if not recipe.needs_data:
         return calib if isinstance(calib, Calibration) else None
     if calib is None:
-        what = f"Method {recipe.method!r}"
-        if recipe.method == "rtn":
+        what, other = f"Method {recipe.method!r}", 'method "rtn"'
+        if recipe.method == "rtn" and recipe.tuning_epochs:
+            what, other = f"tuning_epochs = {recipe.tuning_epochs}", "tuning_epochs = 0"
+        elif recipe.method == "rtn":
             what += f" with scale_search {recipe.scale_search!r}"
+            other = 'scale_search = "mse"'
         raise MissingInputError(
             f"{what} needs calibration data.",
             code="CALIB_MISSING",
-            remedy='Pass --calib FILE with your own conversations, or use method "rtn".',
+            remedy=f"Pass --calib FILE with your own conversations, or use {other}.",
         )
     if isinstance(calib, Calibration):
         return calib

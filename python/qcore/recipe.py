@@ -147,9 +147,14 @@ class Recipe:
         _check_recipe(self)
 
     @property
+    def needs_statistics(self) -> bool:
+        """Whether codes or scales are chosen by what the layers are given."""
+        return self.method != "rtn" or self.scale_search == "diagonal"
+
+    @property
     def needs_data(self) -> bool:
-        """Whether the method looks at calibration data."""
-        return self.method != "rtn" or self.scale_search == "diagonal" or self.tuning_epochs > 0
+        """Whether calibration data is looked at: for statistics, or for tuning."""
+        return self.needs_statistics or self.tuning_epochs > 0
 
     @property
     def scale_rule(self) -> str:
@@ -275,9 +280,9 @@ class Recipe:
             text += f", scales {self.scale_search}"
         if "gptq" in self.method:
             text += f", order {self.act_order}, damping {self.damp_ratio:g}"
-        if self.needs_data and self.token_weights == "first-tokens":
+        if self.needs_statistics and self.token_weights == "first-tokens":
             text += f", first tokens x {self.first_token_weight:g}"
-        if self.needs_data and self.token_weights == "fisher":
+        if self.needs_statistics and self.token_weights == "fisher":
             text += f", Fisher weights of {self.fisher_tokens:,} tokens"
         if self.propagate == "corrected":
             text += f", inputs corrected x {self.correction:g}"

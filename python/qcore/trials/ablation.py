@@ -144,13 +144,10 @@ def _effective(recipe: Recipe) -> Recipe:
     recipe = replace(recipe, clip=clips, scale_search="auto" if clips else recipe.scale_rule)
     if "gptq" not in recipe.method:
         recipe = replace(recipe, act_order=plain.act_order, damp_ratio=plain.damp_ratio)
+    if not recipe.needs_statistics:
+        recipe = replace(recipe, token_weights=plain.token_weights, propagate=plain.propagate)
     if not recipe.needs_data:
-        recipe = replace(
-            recipe,
-            token_weights=plain.token_weights,
-            propagate=plain.propagate,
-            generic_share=plain.generic_share,
-        )
+        recipe = replace(recipe, generic_share=plain.generic_share)
     if not recipe.tuning_epochs:
         recipe = replace(recipe, tuning_rate=plain.tuning_rate)
     if recipe.propagate != "corrected":

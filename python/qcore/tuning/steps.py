@@ -155,7 +155,8 @@ def held_apart(calibration: Calibration, seed: int) -> tuple[list[int], list[int
         CalibrationError: CALIB_TOO_SMALL, fewer than two samples.
     """
     samples = calibration.samples
-    first_generic = len(samples) - int(calibration.card.get("generic_samples", 0))
+    # A set of generic text alone is its own domain.
+    first_generic = len(samples) - int(calibration.card.get("generic_samples", 0)) or len(samples)
     held: list[list[int]] = []
     for part in (samples[:first_generic], samples[first_generic:]):
         count = min(MOST_HELD_OUT, max(1, len(part) // HELD_OUT_OF))

@@ -215,7 +215,11 @@ def _scale_parameter(layer: QuantizedLinear) -> Parameter:
 
 
 def _norm_parameter(norm: NormPlan, weight: Array) -> Parameter:
-    def stored(gain: Float32Array) -> Array:
-        return (gain - 1 if norm.plus_one else gain).astype(weight.dtype)
+    start = gain_of(norm, weight)
 
-    return Parameter(gain_of(norm, weight), stored, np.zeros(weight.shape))
+    def stored(gain: Float32Array) -> Array:
+        moved = (gain - 1 if norm.plus_one else gain).astype(weight.dtype)
+        # 1 + w - 1 may not be w.
+        return np.where(gain == start, weight, moved)
+
+    return Parameter(start, stored, np.zeros(weight.shape))

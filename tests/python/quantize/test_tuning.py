@@ -11,7 +11,7 @@ from backends import forced_threads
 
 import qcore
 from qcore.data.calibration import Calibration
-from qcore.errors import CalibrationError, QcoreWarning, RecipeError
+from qcore.errors import CalibrationError, MissingInputError, QcoreWarning, RecipeError
 from qcore.recipe import Recipe
 from qcore.solve_block import SolvedBlock
 from qcore.trials.judge import RecipeJudge
@@ -101,6 +101,15 @@ def test_a_student_that_has_not_moved_is_the_quantized_model(one_block):
     assert logits.tobytes() == model.logits(dense).tobytes()
 
 
+def test_norms_that_count_from_one_keep_their_bits_where_they_do_not_move():
+    model = qcore.open(GOLDEN / "gemma2")
+    student = rounded_student(model, group_size=16)
+    vectors = student.solved(0).vectors | student.outside
+    assert model.plan.final_norm.plus_one
+    for name, vector in vectors.items():
+        assert vector.tobytes() == model.tensors[name].array().tobytes()
+
+
 def test_a_student_stores_what_the_file_can_hold(one_block):
     model = qcore.open(one_block)
     student = rounded_student(model)
@@ -153,6 +162,9 @@ def test_what_is_held_out_is_a_tenth_and_generic_text_apart(one_block, conversat
     assert len(generic) == 1
     assert generic[0] >= 12 > held_out[0]
     assert len(training) == 14
+    # Generic text alone: held out like any other set.
+    training, held_out, generic = held_apart(conversations.mixed(other, 1.0), 0)
+    assert (len(training), len(held_out), generic) == (15, 1, [])
 
 
 def test_the_best_epoch_is_kept(one_block, conversations, monkeypatch):
@@ -252,6 +264,21 @@ def test_awq_and_rounding_are_tuned_too(one_block, conversations, tmp_path):
             one_block, recipe, calib=conversations, out=tmp_path / recipe.method, progress="none"
         )
         assert made.record["tuning"]["kept"] == 1
+
+
+def test_rounding_takes_no_statistics_for_its_tuning(
+    one_block, conversations, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("qcore.block_pass.open_stream", None)
+    recipe = TUNED.with_(method="rtn")
+    made = qcore.quantize(
+        one_block, recipe, calib=conversations, out=tmp_path / "out", progress="none"
+    )
+    assert made.record["tuning"]["steps"] == 2
+    assert "Fisher" not in recipe.with_(token_weights="fisher").explain()
+    with pytest.raises(MissingInputError, match="tuning_epochs = 1 needs calibration data") as told:
+        qcore.quantize(one_block, recipe, out=tmp_path / "none", progress="none")
+    assert "or use tuning_epochs = 0" in str(told.value)
 
 
 def test_a_stop_while_tuning_leaves_nothing(one_block, conversations, tmp_path):
