@@ -128,9 +128,11 @@ def sensitivity(
 
 
 def _for_single_layers(recipe: Recipe) -> Recipe:
-    """The recipe without what needs other layers: AWQ's folds, and the quantized blocks before."""
+    """The recipe without what needs other layers: AWQ's folds, the quantized blocks before, and
+    tuning.
+    """
     method = "gptq" if recipe.method.startswith("awq") else recipe.method
-    return recipe.with_(method=method, propagate="reference")
+    return recipe.with_(method=method, propagate="reference", tuning_epochs=0)
 
 
 def _for_statistics(recipe: Recipe) -> Recipe:

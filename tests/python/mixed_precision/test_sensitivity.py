@@ -175,6 +175,16 @@ def test_what_the_recipe_keeps_is_left_out_and_awq_is_measured_by_gptq(model, ca
     assert found.recipe == recipe
 
 
+@pytest.mark.filterwarnings("ignore::qcore.QcoreWarning")
+def test_a_recipe_with_tuning_is_measured_without_it(model, calibration):
+    options = {"calib": calibration.of(calibration.samples[:1]), "bits": (4,), "by": "loss"}
+    plain, tuned = (
+        qcore.sensitivity(model, qcore.Recipe(tuning_epochs=n), **options, progress="none")
+        for n in (0, 1)
+    )
+    assert [m.to_dict() for m in tuned.measured] == [m.to_dict() for m in plain.measured]
+
+
 def test_file_and_result_say_the_same(measured, tmp_path):
     measured.save(tmp_path / "s.json")
     again = qcore.Sensitivity.load(tmp_path / "s.json")
