@@ -13,11 +13,13 @@ import qcore
 from qcore import token_weights as weights_module
 from qcore.backward_pass import backward_pass, gradient_norms
 from qcore.errors import NumericalError, RecipeError
+from qcore.named_recipes import NAMES
 from qcore.recipe import Recipe
 from qcore.token_weights import (
     fisher_weights,
     mean_by_octave,
     octaves_of,
+    require_gradients,
     settled,
     spread,
     token_weights,
@@ -176,6 +178,12 @@ def test_auto_means_fisher_unless_there_are_experts():
     assert settled(dense, Recipe()).token_weights == "fisher"
     assert settled(experts, Recipe()).token_weights == "first-tokens"
     assert settled(experts, Recipe(token_weights="none")).token_weights == "none"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_named_recipe_is_refused_for_a_model_with_experts(name):
+    model = qcore.open(GOLDEN / "mixtral")
+    require_gradients(model, settled(model, Recipe.load(name)))
 
 
 def test_a_whole_run_with_fisher_weights_gives_the_same_bytes(one_block, conversations, tmp_path):
