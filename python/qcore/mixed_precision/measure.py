@@ -248,6 +248,8 @@ class _Pass:
         try:
             pieces = self._journal.find(key)["units"]
             kept = [Measured.from_dict(piece, self._schemes) for piece in pieces]
+            if [m.unit for m in kept] != [u for u in self._units if u.block == index]:
+                raise ValueError("other units than the block's")
         except (KeyError, TypeError, ValueError, AttributeError):
             measured = self._block(block, index)
             self._journal.add(key, {"units": [m.to_dict() for m in measured]})

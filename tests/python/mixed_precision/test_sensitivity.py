@@ -370,6 +370,13 @@ def test_a_run_that_was_stopped_continues_with_what_it_had(
     assert last["index"] == last["of"]
     fresh = qcore.sensitivity(model, **settings, progress="none")
     assert found.to_dict() == fresh.to_dict()
+    # A block that lacks a layer is measured again.
+    rows = [json.loads(line) for line in journal.read_bytes().splitlines()]
+    rows[1]["value"]["units"].pop()
+    journal.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    solved.clear()
+    again = qcore.sensitivity(model, **settings, journal=journal, progress="none")
+    assert (solved, again.to_dict()) == ([1], fresh.to_dict())
     # Other settings find nothing in it.
     solved.clear()
     qcore.sensitivity(model, **{**settings, "bits": (8,)}, journal=journal, progress="none")
