@@ -41,8 +41,8 @@ _MOST_REPEATS = 4
 
 
 def choice(name: str, value: object, allowed: Sequence[object]) -> None:
-    """One of a list."""
-    if isinstance(value, bool) or value not in allowed:
+    """One of a list; no float, though 4.0 equals 4."""
+    if isinstance(value, (bool, float)) or value not in allowed:
         shown = ", ".join(str(a) for a in allowed)
         raise RecipeError(
             f"{name} is {escaped(repr(value))}.",

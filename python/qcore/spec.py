@@ -45,7 +45,7 @@ class QuantSpec:
     table: Literal["nf4"] | None = None
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS:
+        if isinstance(self.bits, float) or self.bits not in BITS:
             raise RecipeError(
                 f"bits is {self.bits!r}.",
                 found=self.bits,

@@ -64,6 +64,7 @@ def test_calibration_table_and_keep_list_are_read():
         ({"bits": 7}, "RECIPE_VALUE"),
         ({"bits": True}, "RECIPE_VALUE"),
         ({"bits": "4"}, "RECIPE_VALUE"),
+        ({"bits": 4.0}, "RECIPE_VALUE"),
         ({"bits": [4]}, "RECIPE_VALUE"),
         ({"group_size": 0}, "RECIPE_VALUE"),
         ({"group_size": -2}, "RECIPE_VALUE"),
