@@ -5,6 +5,7 @@ import pytest
 from qcore import named_recipes
 from qcore.errors import RecipeError
 from qcore.recipe import Override, Recipe
+from qcore.spec import QuantSpec
 
 
 def test_defaults_are_those_of_the_recipe_page():
@@ -185,3 +186,8 @@ def test_a_name_that_is_none_lists_those_there_are(tmp_path):
     assert "default, best, fast" in str(caught.value)
     (tmp_path / "best").write_text("version = 1\nbits = 8\n")
     assert Recipe.load(tmp_path / "best").bits == 8
+
+
+def test_a_grid_takes_no_float_for_its_bits():
+    with pytest.raises(RecipeError, match=r"bits is 4\.0\. Use 2, 3, 4, 5, 6 or 8"):
+        QuantSpec(bits=4.0)
