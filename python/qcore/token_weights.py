@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from qcore.backward_pass import gradient_norms
-from qcore.errors import RecipeError
+from qcore.errors import RecipeError, escaped
+from qcore.recipe import Recipe, warn
 from qcore.spec import Array, Float32Array, Float64Array
 
 if TYPE_CHECKING:
     from qcore.checkpoint.architectures import BlockPlan
     from qcore.model import Model
-    from qcore.recipe import Recipe
 
 # (block, tap) -> (n_tokens,) float32.
 TokenWeights: TypeAlias = Mapping[tuple[int, str], Float32Array]
@@ -51,29 +51,34 @@ def token_weights(
 
 
 def settled(model: Model, recipe: Recipe) -> Recipe:
-    """The recipe with `token_weights` "auto" resolved for the model."""
+    """The recipe as the model allows it: `token_weights` "auto" resolved, and no tuning where there
+    are experts, with a warning (TUNING_LEFT_OUT).
+    """
+    experts = any(block.experts is not None for block in model.plan.blocks)
+    if experts and recipe.tuning_epochs:
+        warn(
+            f"{escaped(model.path.name, 80)} has experts, and gradients go through dense models only: "
+            "no scale or norm is tuned.",
+            "TUNING_LEFT_OUT",
+        )
+        recipe = recipe.with_(tuning_epochs=0)
     if recipe.token_weights != "auto":
         return recipe
-    experts = any(block.experts is not None for block in model.plan.blocks)
     return recipe.with_(token_weights="first-tokens" if experts else "fisher")
 
 
 def require_gradients(model: Model, recipe: Recipe) -> None:
-    """Refuses what takes gradients for a model that they do not go through (RECIPE_CONFLICT)."""
-    asked = {
-        'token_weights = "fisher"': 'token_weights = "first-tokens"',
-        f"tuning_epochs = {recipe.tuning_epochs}": "tuning_epochs = 0",
-    }
-    wanted = (recipe.token_weights == "fisher", recipe.tuning_epochs > 0)
-    for (setting, remedy), given in zip(asked.items(), wanted, strict=True):
-        for block in model.plan.blocks:
-            if given and block.experts is not None:
-                raise RecipeError(
-                    f"{setting} takes gradients, and {block.prefix} has experts.",
-                    code="RECIPE_CONFLICT",
-                    where=str(model.path),
-                    remedy=f"Use {remedy}.",
-                )
+    """Refuses "fisher" for a model that gradients do not go through (RECIPE_CONFLICT)."""
+    if recipe.token_weights != "fisher":
+        return
+    for block in model.plan.blocks:
+        if block.experts is not None:
+            raise RecipeError(
+                f'token_weights = "fisher" takes gradients, and {block.prefix} has experts.',
+                code="RECIPE_CONFLICT",
+                where=str(model.path),
+                remedy='Use token_weights = "first-tokens".',
+            )
 
 
 def taps_of(block: BlockPlan) -> list[str]:

@@ -180,6 +180,7 @@ def test_auto_means_fisher_unless_there_are_experts():
     assert settled(experts, Recipe(token_weights="none")).token_weights == "none"
 
 
+@pytest.mark.filterwarnings("ignore:mixtral has experts")
 @pytest.mark.parametrize("name", NAMES)
 def test_no_named_recipe_is_refused_for_a_model_with_experts(name):
     model = qcore.open(GOLDEN / "mixtral")

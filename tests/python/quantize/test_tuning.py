@@ -14,6 +14,7 @@ from qcore.data.calibration import Calibration
 from qcore.errors import CalibrationError, MissingInputError, QcoreWarning, RecipeError
 from qcore.recipe import Recipe
 from qcore.solve_block import SolvedBlock
+from qcore.token_weights import settled
 from qcore.trials.judge import RecipeJudge
 from qcore.tuning import Student, held_apart, steps, tune
 from qcore.tuning.parameters import Parameter
@@ -299,7 +300,12 @@ def test_refuses_what_cannot_be_tuned(one_block, conversations, tmp_path):
     single = conversations.of(conversations.samples[:1])
     with pytest.raises(CalibrationError, match="1 of 1 samples cannot be held out"):
         qcore.quantize(one_block, TUNED, calib=single, out=tmp_path / "out", progress="none")
+
+
+def test_a_model_with_experts_is_not_tuned_and_that_is_told():
     experts = qcore.open(GOLDEN / "mixtral")
-    recipe = Recipe(tuning_epochs=1, group_size=16)
-    with pytest.raises(RecipeError, match="tuning_epochs = 1 takes gradients"):
-        qcore.quantize(experts, recipe, calib=conversations, out=tmp_path / "out", progress="none")
+    with pytest.warns(QcoreWarning, match="no scale or norm is tuned") as told:
+        assert settled(experts, Recipe(tuning_epochs=1)).tuning_epochs == 0
+    assert [w.message.code for w in told] == ["TUNING_LEFT_OUT"]
+    dense = qcore.open(GOLDEN / "llama")
+    assert settled(dense, Recipe(tuning_epochs=1)).tuning_epochs == 1
