@@ -27,7 +27,7 @@ FACE_FLOORS = (
     (
         *("recipe", "recipe_values", "named_recipes", "assignment", "record"),
         *("batches", "calibrate"),
-        *("expert_coverage", "backward_pass", "token_weights", "tuning"),
+        *("expert_coverage", "backward_pass", "token_weights", "prefix_mass", "tuning"),
         *("fold", "solve_block", "rounding_damage", "job", "block_pass", "quantization"),
         "stats",
     ),

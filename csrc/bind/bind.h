@@ -12,6 +12,7 @@ void bind_quant(py::module_& module);
 void bind_kernels(py::module_& module);
 void bind_activations(py::module_& module);
 void bind_calib(py::module_& module);
+void bind_text(py::module_& module);
 void bind_solve(py::module_& module);
 void bind_model(py::module_& module);
 

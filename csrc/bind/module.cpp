@@ -74,6 +74,7 @@ PYBIND11_MODULE(_core, module) {
   bind_kernels(module);
   bind_activations(module);
   bind_calib(module);
+  bind_text(module);
   bind_solve(module);
   bind_model(module);
   qcore::set_interrupt_poll(&raise_pending_signals);

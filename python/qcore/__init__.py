@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from qcore.data import Calibration as Calibration
     from qcore.data import Detection as Detection
     from qcore.data import PreparedData as PreparedData
-    from qcore.data import detect as detect
-    from qcore.data import prepare as prepare
+    from qcore.data import Selection as Selection
+    from qcore.data.detect import detect as detect
+    from qcore.data.prepare import prepare as prepare
+    from qcore.data.select import select as select
     from qcore.errors import QcoreError as QcoreError
     from qcore.errors import QcoreWarning as QcoreWarning
     from qcore.eval import Evaluation as Evaluation
@@ -45,8 +47,10 @@ if TYPE_CHECKING:
     from qcore.stats import Stats as Stats
     from qcore.trials import Ablation as Ablation
     from qcore.trials import Choice as Choice
+    from qcore.trials import LearningCurve as LearningCurve
     from qcore.trials import ablate as ablate
     from qcore.trials import choose as choose
+    from qcore.trials import learning_curve as learning_curve
 
 __version__ = "0.1.0"
 
@@ -61,6 +65,7 @@ _HOMES = {
     "Evaluation": ("qcore.eval", "Evaluation"),
     "Choice": ("qcore.trials", "Choice"),
     "Hessian": ("qcore.layers", "Hessian"),
+    "LearningCurve": ("qcore.trials", "LearningCurve"),
     "Mix": ("qcore.mixed_precision", "Mix"),
     "Model": ("qcore.model", "Model"),
     "PreparedData": ("qcore.data", "PreparedData"),
@@ -69,6 +74,7 @@ _HOMES = {
     "QuantSpec": ("qcore.spec", "QuantSpec"),
     "QuantizedLinear": ("qcore.spec", "QuantizedLinear"),
     "Recipe": ("qcore.recipe", "Recipe"),
+    "Selection": ("qcore.data", "Selection"),
     "Sensitivity": ("qcore.mixed_precision", "Sensitivity"),
     "Stats": ("qcore.stats", "Stats"),
     "ablate": ("qcore.trials", "ablate"),
@@ -79,6 +85,7 @@ _HOMES = {
     "dequantize": ("qcore.layers", "dequantize"),
     "detect": ("qcore.data", "detect"),
     "evaluate": ("qcore.eval", "evaluate"),
+    "learning_curve": ("qcore.trials", "learning_curve"),
     "mix": ("qcore.mixed_precision", "mix"),
     "open": ("qcore.model", "open_model"),
     "packed_matmul": ("qcore.layers", "packed_matmul"),
@@ -88,6 +95,7 @@ _HOMES = {
     "quantize_nf4": ("qcore.layers", "quantize_nf4"),
     "quantize_rtn": ("qcore.layers", "quantize_rtn"),
     "search_awq_scales": ("qcore.layers", "search_awq_scales"),
+    "select": ("qcore.data", "select"),
     "sensitivity": ("qcore.mixed_precision", "sensitivity"),
 }
 
@@ -101,6 +109,7 @@ __all__ = [
     "Detection",
     "Evaluation",
     "Hessian",
+    "LearningCurve",
     "Mix",
     "Model",
     "PreparedData",
@@ -109,6 +118,7 @@ __all__ = [
     "QuantSpec",
     "QuantizedLinear",
     "Recipe",
+    "Selection",
     "Sensitivity",
     "Stats",
     "ablate",
@@ -119,6 +129,7 @@ __all__ = [
     "dequantize",
     "detect",
     "evaluate",
+    "learning_curve",
     "mix",
     "open",
     "packed_matmul",
@@ -128,6 +139,7 @@ __all__ = [
     "quantize_nf4",
     "quantize_rtn",
     "search_awq_scales",
+    "select",
     "sensitivity",
 ]
 

@@ -93,6 +93,8 @@ class Recipe:
             weight of their position.
         fisher_clip: the most that a token counts, in means.
         fisher_even: share of the weight that is spread evenly over all tokens, from 0 to 1.
+        prefix_mass: the most that beginnings shared by more than a fifth of the samples, position 0
+            apart, may have of the weight together, below 1; 1: no limit.
         clip: awq without gptq, scale_search "auto": search clipped ranges.
         propagate: "quantized": a block's statistics come from the quantized blocks before it;
             "reference": from the original; "corrected": as quantized, and each weight makes up for
@@ -128,6 +130,7 @@ class Recipe:
     fisher_tokens: int = 8192
     fisher_clip: float = 1e4
     fisher_even: float = 0.0
+    prefix_mass: float = 1.0
     clip: bool = True
     propagate: str = "quantized"
     correction: float = 1.0
@@ -335,6 +338,7 @@ def _check_recipe(recipe: Recipe) -> None:
     whole("fisher_tokens", recipe.fisher_tokens, 1)
     number("fisher_clip", recipe.fisher_clip, 1.0, 1e6)
     number("fisher_even", recipe.fisher_even, 0.0, 1.0)
+    number("prefix_mass", recipe.prefix_mass, 0.0, 1.0)
     whole("tuning_epochs", recipe.tuning_epochs, 0)
     number("tuning_rate", recipe.tuning_rate, 0.0, 0.1)
     whole("n_samples", recipe.n_samples, 1)

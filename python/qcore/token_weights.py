@@ -16,6 +16,7 @@ import numpy as np
 
 from qcore.backward_pass import gradient_norms
 from qcore.errors import RecipeError, escaped
+from qcore.prefix_mass import limited, shared_tokens
 from qcore.recipe import Recipe, warn
 from qcore.spec import Array, Float32Array, Float64Array
 
@@ -33,21 +34,28 @@ def token_weights(
     """The weight of each token, by the recipe, for each input of the model's layers; None: all 1.
 
     Under "first-tokens" position 0 of every sample counts `first_token_weight` times: attention
-    rests on it, and its error reaches every later token (docs/algorithms/gptq.md).
+    rests on it, and its error reaches every later token (docs/algorithms/gptq.md). Beginnings that
+    many samples share are limited to `prefix_mass` of the weight.
 
     Raises:
         RecipeError: RECIPE_CONFLICT, as `require_gradients`.
     """
     require_gradients(model, recipe)
     rule = settled(model, recipe).token_weights
-    if rule == "none":
-        return None
+    found: TokenWeights | None = None
     if rule == "fisher":
-        return fisher_weights(model, sequences, recipe, activations)
-    lengths = [len(tokens) for tokens in sequences]
-    weights = np.ones(sum(lengths), np.float32)
-    weights[np.cumsum((0, *lengths[:-1]))] = recipe.first_token_weight
-    return {(block.index, tap): weights for block in model.plan.blocks for tap in taps_of(block)}
+        found = fisher_weights(model, sequences, recipe, activations)
+    elif rule == "first-tokens" or recipe.prefix_mass < 1.0:
+        lengths = [len(tokens) for tokens in sequences]
+        weights = np.ones(sum(lengths), np.float32)
+        if rule == "first-tokens":
+            weights[np.cumsum((0, *lengths[:-1]))] = recipe.first_token_weight
+        taps = ((block.index, tap) for block in model.plan.blocks for tap in taps_of(block))
+        found = dict.fromkeys(taps, weights)
+    if found is None or recipe.prefix_mass == 1.0:
+        return found
+    shared = shared_tokens(sequences)
+    return {tap: limited(weights, shared, recipe.prefix_mass) for tap, weights in found.items()}
 
 
 def settled(model: Model, recipe: Recipe) -> Recipe:

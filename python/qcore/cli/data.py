@@ -110,6 +110,99 @@ def prepare(
     shared.result({**made.to_dict(), "out": str(out), "warnings": shared.warnings}, lines)
 
 
+@command.command(
+    "select",
+    short_help="A few hundred rows that stand for all: duplicates out, every kind covered.",
+    epilog="Example: qcore data select prepared.jsonl --n-samples 256 --split -o chosen.jsonl",
+)
+@_FILES
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="JSONL file to write."
+)
+@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+@click.option(
+    "--n-samples",
+    type=click.IntRange(min=0),
+    default=256,
+    show_default=True,
+    help="How many; 0 keeps all that are no duplicates.",
+)
+@click.option(
+    "--by",
+    type=click.Choice(["cover", "random", "first"]),
+    default="cover",
+    show_default=True,
+    help="Cover length, turns, language, format and topic; random and first are for comparison.",
+)
+@click.option(
+    "--split",
+    is_flag=True,
+    help="Keep dev (20 %) and gate (30 %) apart, in OUT.dev.jsonl and OUT.gate.jsonl.",
+)
+@click.option(
+    "--gate",
+    type=click.Path(path_type=Path),
+    help="Data that will judge: rows that are there too, or nearly, are refused.",
+)
+@click.option("--dedup/--no-dedup", default=True, show_default=True, help="Take duplicates out.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, another split.")
+@reading_options
+@shared_options(progress=True)
+def select(
+    shared: Shared,
+    /,
+    files: tuple[Path, ...],
+    out: Path,
+    overwrite: bool,
+    n_samples: int,
+    by: Any,
+    split: bool,
+    gate: Path | None,
+    dedup: bool,
+    seed: int,
+    reading: Reading,
+) -> None:
+    """Write the rows of FILES that stand for all of them, and OUT.selection.json, which says how.
+
+    The choice does not depend on the order of the rows, on threads or on the machine.
+    """
+    if shared.print_python:
+        options = {
+            "n_samples": None if n_samples == 256 else n_samples,
+            "by": None if by == "cover" else by,
+            "split": split or None,
+            "gate": str(gate) if gate else None,
+            "dedup": None if dedup else False,
+            "seed": seed or None,
+            **reading.options(),
+            "overwrite": overwrite or None,
+        }
+        if n_samples == 0:
+            options["n_samples"] = None
+        arguments = [_source_text(files), repr(str(out)), *(["n_samples=None"] * (n_samples == 0))]
+        _print_python(shared, files, [python_call("qc.select", arguments, options, result="data")])
+        return
+    new_file(out, overwrite=overwrite)
+    import qcore
+
+    with shared.reporter() as progress:
+        made = qcore.select(
+            _source(files),
+            out,
+            n_samples=n_samples or None,
+            by=by,
+            split=split,
+            gate=gate,
+            dedup=dedup,
+            seed=seed,
+            overwrite=overwrite,
+            progress=progress,
+            **reading.given(),
+        )
+    lines = [*made.lines(), "", f"next         qcore quantize MODEL --calib {out} -o OUT"]
+    shared.result({**made.to_dict(), "out": str(out), "warnings": shared.warnings}, lines)
+
+
 def _source(files: tuple[Path, ...]) -> Any:
     return files[0] if len(files) == 1 else list(files)
 

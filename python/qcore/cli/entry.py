@@ -37,7 +37,7 @@ OUR_BUG = 70
 STOPPED = 75
 
 COMMANDS = (
-    *("data", "stats", "quantize", "ablate", "sensitivity", "mix", "eval", "bench"),
+    *("data", "stats", "quantize", "calibrate", "ablate", "sensitivity", "mix", "eval", "bench"),
     *("generate", "inspect", "verify", "demo", "doctor"),
 )
 

@@ -5,6 +5,7 @@ from qcore.data.calibration import Calibration
 from qcore.data.card import CalibrationCard
 from qcore.data.detect import Detection, detect
 from qcore.data.prepare import PreparedData, prepare
+from qcore.data.select import Selection, select
 from qcore.data.template import ChatTemplate
 from qcore.data.tokens import Sample
 
@@ -16,6 +17,8 @@ __all__ = [
     "Detection",
     "PreparedData",
     "Sample",
+    "Selection",
     "detect",
     "prepare",
+    "select",
 ]

@@ -16,9 +16,9 @@ import numpy as np
 from qcore.cards import html_card
 from qcore.data.anonymize import Anonymizer
 from qcore.data.card import CalibrationCard, build_card, notebook_card, reasons, recounted
+from qcore.data.choice import Choice
 from qcore.data.prepare import anonymizer_of
 from qcore.data.rows import RowReader
-from qcore.data.select import Choice
 from qcore.data.shapes import TokenArray
 from qcore.data.spans import share_of_roles
 from qcore.data.template import DEFAULT_DATE, MAX_SOURCE_BYTES, ChatTemplate, template_variables

@@ -25,7 +25,7 @@ MAX_SHARDS = 256
 # Settings of a recipe that the sums depend on.
 COLLECTING = (
     *("token_weights", "first_token_weight", "fisher_tokens", "fisher_clip", "fisher_even"),
-    *("activations", "seed"),
+    *("prefix_mass", "activations", "seed"),
 )
 _WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".gguf")
 

@@ -2,5 +2,14 @@
 
 from qcore.trials.ablation import JUDGED, Ablation, ablate
 from qcore.trials.choice import Choice, choose
+from qcore.trials.curve import LearningCurve, learning_curve
 
-__all__ = ["JUDGED", "Ablation", "Choice", "ablate", "choose"]
+__all__ = [
+    "JUDGED",
+    "Ablation",
+    "Choice",
+    "LearningCurve",
+    "ablate",
+    "choose",
+    "learning_curve",
+]

@@ -164,8 +164,8 @@ def test_short_rows_are_replaced_by_others_even_when_they_are_most():
 def test_every_n_samples_choice_is_uniform_enough():
     # 60 rows, 15 chosen, 200 seeds: each row is expected 50 times, standard deviation sqrt(200 * .25 * .75) = 6.1.
     source = rows(60)
+    from qcore.data.choice import Choice
     from qcore.data.rows import RowReader
-    from qcore.data.select import Choice
 
     counts = dict.fromkeys(source, 0)
     for seed in range(200):
