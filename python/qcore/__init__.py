@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qcore.backends import active_backend as active_backend
     from qcore.backends import available_backends as available_backends
+    from qcore.backward_pass import gradient_norms as gradient_norms
     from qcore.data import Anonymizer as Anonymizer
     from qcore.data import Calibration as Calibration
     from qcore.data import Detection as Detection
@@ -86,6 +87,7 @@ _HOMES = {
     "detect": ("qcore.data", "detect"),
     "evaluate": ("qcore.eval", "evaluate"),
     "learning_curve": ("qcore.trials", "learning_curve"),
+    "gradient_norms": ("qcore.backward_pass", "gradient_norms"),
     "mix": ("qcore.mixed_precision", "mix"),
     "open": ("qcore.model", "open_model"),
     "packed_matmul": ("qcore.layers", "packed_matmul"),
@@ -130,6 +132,7 @@ __all__ = [
     "detect",
     "evaluate",
     "learning_curve",
+    "gradient_norms",
     "mix",
     "open",
     "packed_matmul",

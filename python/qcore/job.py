@@ -123,7 +123,7 @@ def _require_reference(model: Model, recipe: Recipe, calib: object, stats: Stats
         ),
         f"The recipe has tuning_epochs = {recipe.tuning_epochs}": (
             recipe.tuning_epochs > 0,
-            "Use tuning_epochs = 0.",
+            "Use --tuning-epochs 0 (in a recipe, tuning_epochs = 0).",
         ),
         f"The recipe has generic_share = {recipe.generic_share:g}": (
             recipe.generic_share > 0,

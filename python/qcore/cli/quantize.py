@@ -28,7 +28,7 @@ DONE_WITH_FALLBACKS = 4
 # Flags that are fields of a Recipe under the same name.
 RECIPE_FLAGS = (
     *("method", "bits", "group_size", "symmetric", "scale_search", "act_order", "damp_ratio"),
-    *("propagate", "experts"),
+    *("propagate", "experts", "tuning_epochs"),
     *("n_samples", "max_length", "generic_share", "seed", "allow_fallback", "allow_low_bits"),
 )
 
@@ -94,6 +94,11 @@ RECIPE_FLAGS = (
 @click.option("--keep", multiple=True, metavar="GLOB", help="Layers to leave as they are; repeat.")
 @click.option(
     "--propagate", type=click.Choice(["quantized", "reference", "corrected"]), help="[quantized]"
+)
+@click.option(
+    "--tuning-epochs",
+    type=int,
+    help="Times through the samples to tune scales and norms by KL; 0 does not. [0]",
 )
 @click.option("--n-samples", type=int, help="Calibration samples. [256]")
 @click.option("--max-length", type=int, help="Tokens per sample. [2048]")
