@@ -29,6 +29,7 @@ SMOLLM2 = {
     "plain": "4a64",
     "default": "4a64 4s64 3a64 8a64 4a32 3a32",
     "best": "4a64 3a64 4s64",
+    "smollm2-mix-3.30": FILE_GRID,
     "smollm2-mix-4.44": FILE_GRID,
     "smollm2-mix-5.53": FILE_GRID,
 }
